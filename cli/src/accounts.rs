@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use stage0_contract::{Account, AccountCreated, AccountId, Page, Plan, UNLIMITED};
+use stage0_contract::{Account, AccountCreated, AccountId, ApprovalMode, Page, Plan, UNLIMITED};
 
 use crate::args::Json;
 use crate::args::accounts::{AccountsCommand, OwnLimits, Retention};
@@ -15,21 +15,33 @@ use crate::table::{Table, fields};
 pub(crate) fn run(command: &AccountsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
     match command {
-        AccountsCommand::Create { name, plan, json } => create(&client, name, *plan, *json),
+        AccountsCommand::Create { name, plan, approvals, json } => create(&client, name, *plan, *approvals, *json),
         AccountsCommand::List(Json { json }) => list(&client, *json),
         AccountsCommand::SetRetention { account, retention, json } => set_retention(&client, account, retention, *json),
         AccountsCommand::SetPlan { account, plan, json } => {
             show(&change(&client, account, &json!({"plan": plan}))?, *json)
         }
         AccountsCommand::SetLimits { account, limits, json } => set_limits(&client, account, limits, *json),
+        AccountsCommand::Update { account, approvals, four_eyes, json } => {
+            let mut body = json!({});
+            set(&mut body, "approvals", approvals.map(ApprovalMode::as_str));
+            set(&mut body, "four_eyes", *four_eyes);
+            show(&change(&client, account, &body)?, *json)
+        }
         AccountsCommand::RequireRunId { account, switch, json } => {
             show(&change(&client, account, &json!({"require_run_id": switch}))?, *json)
         }
     }
 }
 
-fn create(client: &Client, name: &str, plan: Option<Plan>, as_json: bool) -> anyhow::Result<()> {
-    let mut body = json!({"name": name});
+fn create(
+    client: &Client,
+    name: &str,
+    plan: Option<Plan>,
+    approvals: ApprovalMode,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let mut body = json!({"name": name, "approvals": approvals});
     set(&mut body, "plan", plan.map(Plan::as_str));
     let created: AccountCreated = block_on(client.call(Method::POST, &["v1", "accounts"], &[], Some(&body)))?;
     out::show(as_json, &created, |created| {
@@ -37,8 +49,14 @@ fn create(client: &Client, name: &str, plan: Option<Plan>, as_json: bool) -> any
             ("account", created.id.to_string()),
             ("name", plain(&created.name)),
             ("plan", created.plan.as_str().to_owned()),
+            ("approvals", approvals_of(created)),
         ])
     })
+}
+
+fn approvals_of(account: &Account) -> String {
+    let four_eyes = if account.four_eyes { "" } else { ", four eyes off" };
+    format!("{}{four_eyes}", account.approvals.as_str())
 }
 
 fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
@@ -46,8 +64,8 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         return out::json(&accounts);
     }
-    let headings = ["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "CREATED"];
-    let mut table = Table::new(headings).shrinkable(&[(6, 11), (3, 12), (4, 0), (1, 12)]);
+    let headings = ["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "APPROVALS", "CREATED"];
+    let mut table = Table::new(headings).shrinkable(&[(7, 11), (3, 12), (4, 0), (1, 12), (6, 8)]);
     for account in &accounts.items {
         table.row([
             account.id.to_string(),
@@ -56,6 +74,7 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
             own_limits(account),
             if account.require_run_id { "required" } else { "-" }.to_owned(),
             format!("{}d", account.retention()),
+            approvals_of(account),
             account.created_at.to_string(),
         ]);
     }
@@ -98,6 +117,7 @@ fn show(account: &Account, as_json: bool) -> anyhow::Result<()> {
             ("plan", account.plan.as_str().to_owned()),
             ("own limits", if limits.is_empty() { "the plan's".to_owned() } else { limits }),
             ("run id", if account.require_run_id { "required" } else { "not required" }.to_owned()),
+            ("approvals", approvals_of(account)),
         ])
     })
 }

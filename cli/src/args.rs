@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use stage0_contract::{AccountId, KeyId, Scope};
+use stage0_contract::Scope;
 
 use stage0_runtime::settings::{Absent, Setting};
 
@@ -15,25 +15,46 @@ use crate::out::wrapped;
 use crate::settings::{self, CommandKind, Flags};
 
 pub(crate) mod accounts;
+pub(crate) mod approvals;
 pub(crate) mod decisions;
+pub(crate) mod keys;
+pub(crate) mod members;
 pub(crate) mod nats;
 pub(crate) mod runs;
 pub(crate) mod stack;
+pub(crate) mod stops;
 pub(crate) mod webhooks;
 pub(crate) mod when;
 
 use accounts::AccountsCommand;
+use approvals::ApprovalsCommand;
 use decisions::DecisionsCommand;
+use keys::KeysCommand;
+use members::MembersCommand;
 use nats::{NatsAdminCommand, NatsConfigArgs, NatsKeysCommand};
 use runs::RunsCommand;
 use stack::StackCommand;
+use stops::{ResumeArgs, StopArgs, StopsArgs};
 use webhooks::WebhooksCommand;
 
 /// Version and commit, as `--version` shows them.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILT_FROM_COMMIT"), ")");
 
-pub(crate) const CLIENT_COMMANDS: &[&str] =
-    &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"];
+pub(crate) const CLIENT_COMMANDS: &[&str] = &[
+    "check",
+    "approvals",
+    "decisions",
+    "runs",
+    "usage",
+    "stop",
+    "resume",
+    "stops",
+    "webhooks",
+    "members",
+    "keys",
+    "accounts",
+    "status",
+];
 
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Run on this machine", &["dev", "receiver"]),
@@ -119,6 +140,18 @@ Examples:
   echo '{\"goal\": \"Deploy build 7\", \"side_effects\": [\"deploy\"]}' | stage0 check -
   stage0 check action.json --json --url https://stage0.example.com --key-file agent.key")]
     Check(CheckArgs),
+    /// Lists, shows, approves and denies actions that wait for people
+    #[command(subcommand)]
+    #[command(after_help = "\
+Uses the key of --key-file, else of STAGE0_API_KEY, else of the data directory of `stage0 dev`. Approving and denying
+need a member's key (`stage0 members invite`); a workload's key sees what it asked for itself.
+
+Examples:
+  stage0 approvals watch --key-file me.key
+  stage0 approvals show apr_0w3ge1r7 --key-file me.key
+  stage0 approvals approve apr_0w3ge1r7 --key-file me.key
+  stage0 approvals deny apr_0w3ge1r7 --key-file me.key --reason 'not on a Friday'")]
+    Approvals(Box<ApprovalsCommand>),
     /// Reads, follows, downloads, verifies and deletes recorded decisions
     #[command(subcommand)]
     #[command(after_help = "\
@@ -144,6 +177,29 @@ Examples:
     Runs(RunsCommand),
     /// Shows how many checks the account has made, and how many remain
     Usage(Json),
+    /// Denies every check of an account, an environment, a tool or a key, until it is resumed
+    #[command(after_help = "\
+Uses the key of --key-file, else of STAGE0_API_KEY, else `<data-dir>/operator.key`. It needs the scope `stops:manage`,
+or `operator`. Within a second every gateway denies what the stop covers.
+
+Examples:
+  stage0 stop --environment production --reason 'incident 12'
+  stage0 stop --tool psql --reason 'wrong database' --until 2h")]
+    Stop(StopArgs),
+    /// Resumes what a stop denies; needs a member's key, or an operator's
+    #[command(after_help = "\
+Uses the same keys as `stop`. A member's key needs the scope `stops:manage`.
+
+Example:
+  stage0 resume stop_0w3ge1r7 --reason 'incident 12 is over'")]
+    Resume(ResumeArgs),
+    /// Lists the stops that hold
+    #[command(after_help = "\
+Uses the same keys as `stop`; any key of the account will do.
+
+Example:
+  stage0 stops")]
+    Stops(StopsArgs),
     /// Creates, changes, tests and removes webhook endpoints
     #[command(subcommand)]
     #[command(after_help = "\
@@ -156,6 +212,17 @@ Examples:
   stage0 webhooks deliveries 0w3ge1r70w3ge1r7
   stage0 webhooks replay 0w3ge1r70w3ge1r7 --from -2h --to -1h")]
     Webhooks(WebhooksCommand),
+    /// Invites, lists and removes the people who approve, and their groups
+    #[command(subcommand)]
+    #[command(after_help = "\
+Uses the key of --key-file, else `<data-dir>/operator.key`. It needs the scope `members:manage`, or `operator`.
+
+Examples:
+  stage0 members invite Ada --mail ada@example.com --group release-managers
+  stage0 members accept --key-file me.key
+  stage0 members groups mem_0w3ge1r7 --add on-call
+  stage0 members delegate mem_0w3ge1r7 --to mem_144gj289 --until 3d")]
+    Members(MembersCommand),
     /// Creates, lists, replaces and revokes API keys
     #[command(subcommand)]
     #[command(after_help = "\
@@ -164,14 +231,16 @@ with the data directory of `stage0 dev`, the default is its account.
 
 Examples:
   stage0 keys create --name ci --scope check --out ci.key
+  stage0 keys create --name agent --scope check --owner mem_0w3ge1r7 --out agent.key
   stage0 keys rotate 0w3ge1r70w3ge1r7 --overlap 3600
   stage0 keys revoke 0w3ge1r70w3ge1r7")]
     Keys(KeysCommand),
-    /// Creates and lists accounts, sets plan, limits and retention; needs an operator's key
+    /// Creates and lists accounts, sets plan, limits, retention and approvals; needs an operator's key
     #[command(subcommand)]
     #[command(after_help = "\
 Examples:
   stage0 accounts create --name 'Payments team' --plan pro
+  stage0 accounts update acc_0w3ge1r7 --approvals verified
   stage0 accounts set-retention acc_0w3ge1r7 --days 90
   stage0 accounts list --json")]
     Accounts(AccountsCommand),
@@ -192,7 +261,7 @@ Examples:
   stage0 status
   stage0 status --json --url https://stage0.example.com --key-file operator.key")]
     Status(Json),
-    /// Diagnoses a role's configuration and says how to fix each problem
+    /// Diagnoses a role's configuration, or an account, and says how to fix each problem
     #[command(after_help = "\
 Takes the same settings as the role, and changes nothing; it may run beside the role. Exit code 1: the role would
 not start, or could not do its work.
@@ -284,66 +353,6 @@ pub(crate) struct CheckArgs {
     pub(crate) json: bool,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum KeysCommand {
-    /// Creates a key and shows it, once
-    Create {
-        /// What it is for; shown in lists
-        #[arg(long)]
-        name: String,
-        /// What it may do; repeat for more
-        #[arg(long = "scope", value_name = "SCOPE", required = true, value_parser = scope)]
-        scopes: Vec<Scope>,
-        /// Account that it belongs to
-        #[arg(long, value_parser = AccountId::parse)]
-        account: Option<AccountId>,
-        /// When it expires, such as 2027-01-31T00:00:00Z (default: never)
-        #[arg(long, value_name = "TIME")]
-        expires_at: Option<String>,
-        #[command(flatten)]
-        shown: NewKey,
-    },
-    /// Lists keys, without their secrets
-    List {
-        /// Account whose keys are listed
-        #[arg(long, value_parser = AccountId::parse)]
-        account: Option<AccountId>,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Creates a key that replaces another
-    Rotate {
-        /// The key to replace
-        #[arg(value_parser = KeyId::parse)]
-        id: KeyId,
-        /// How long the old key still works (default: it ends at once)
-        #[arg(long, value_name = "SECONDS")]
-        overlap: Option<u64>,
-        #[command(flatten)]
-        shown: NewKey,
-    },
-    /// Revokes a key at once
-    Revoke {
-        /// The key
-        #[arg(value_parser = KeyId::parse)]
-        id: KeyId,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct NewKey {
-    /// Writes the key to this new file (mode 0600) and prints only its id
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
-    /// Prints the server's answer as JSON
-    #[arg(long, conflicts_with = "out")]
-    pub(crate) json: bool,
-}
-
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum DoctorRole {
     /// Certificate, NATS, rights, and the services it needs
@@ -354,6 +363,14 @@ pub(crate) enum DoctorRole {
     Keystore,
     /// NATS, rights, and the certificates it trusts
     AuditExport,
+    /// The key's account on a running server: whether enough people can approve what waits
+    #[command(after_help = "\
+Takes the settings of commands that ask a server. The key needs `members:manage`, and `decisions:read` or
+`approvals:decide`; the key of `stage0 dev` has them.
+
+Example:
+  stage0 doctor account --url https://stage0.example.com --key-file admin.key")]
+    Account,
 }
 
 #[derive(Debug, Args)]
@@ -411,6 +428,9 @@ pub(crate) fn command() -> Command {
                 command.mut_subcommand("doctor", |doctor| doctor.mut_subcommand(name, |sub| with_flags(sub, kind)));
         }
     }
+    command = command.mut_subcommand("doctor", |doctor| {
+        doctor.mut_subcommand("account", |account| with_flags(account, CommandKind::Client))
+    });
     let groups = grouped(&command);
     reflowed(command.before_help(groups))
 }

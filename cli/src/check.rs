@@ -5,14 +5,15 @@
 
 use anyhow::Context as _;
 use reqwest::{Method, StatusCode};
-use stage0_contract::{CheckResponse, Verdict, parse_strict};
+use stage0_contract::{ApprovalSource, ApprovalStatus, CheckResponse, Verdict, parse_strict};
 
 use crate::action;
 use crate::args::CheckArgs;
 use crate::client::{Client, ClientError, Credential, Target, block_on, parse};
 use crate::exit::Exit;
-use crate::out;
+use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
+use crate::table::seconds;
 use crate::{decision, failure};
 
 pub(crate) fn run(arguments: &CheckArgs, settings: &ClientSettings) -> Exit {
@@ -58,7 +59,46 @@ fn read_answer(status: StatusCode, body: &[u8]) -> Result<CheckResponse, ClientE
 }
 
 fn for_people(response: &CheckResponse) -> String {
-    format!("{}\nrequest  {}", decision::for_people(&response.decided), response.request_id)
+    let approval = approval_lines(response);
+    format!("{}\nrequest  {}{approval}", decision::for_people(&response.decided), response.request_id)
+}
+
+/// The approval that the decision waits for, with what to do next, or the one that it used.
+fn approval_lines(response: &CheckResponse) -> String {
+    let Some(approval) = &response.decided.approval else {
+        return match response.meta.approval_source {
+            Some(ApprovalSource::Caller) => "\napproval only the request itself says that it is approved".to_owned(),
+            Some(ApprovalSource::Approval | ApprovalSource::Grant) | None => String::new(),
+        };
+    };
+    let name = match (&approval.id, &approval.grant_id) {
+        (Some(id), _) => id.to_string(),
+        (None, Some(grant)) => format!("wider grant {grant}"),
+        (None, None) => "unknown".to_owned(),
+    };
+    let mut text = match response.decided.verdict {
+        Verdict::Allow => format!("\napproval {name} is used by this check"),
+        Verdict::Defer | Verdict::Deny => format!("\napproval {name} is {}", approval.status.as_str()),
+    };
+    text.push_str(&format!("\n         {}", plain(&approval.url)));
+    if response.decided.verdict == Verdict::Defer
+        && approval.status == ApprovalStatus::Pending
+        && let Some(id) = &approval.id
+    {
+        let of = match approval.groups.as_slice() {
+            [] => String::new(),
+            groups => format!(" of {}", plain(&groups.join(", "))),
+        };
+        let people = if approval.quorum == 1 { "member" } else { "members" };
+        text.push_str(&format!(
+            "\n         next: {} {people}{of} must approve until {}: stage0 approvals approve {id}\n         \
+             then ask again with the same action, or with {{\"approval_id\": \"{id}\"}}; stage0 approvals show {id} \
+             --wait 30s waits",
+            approval.quorum,
+            seconds(approval.expires_at)
+        ));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -143,5 +183,45 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
+    }
+
+    fn with_approval(verdict: &str, signal: &str, status: &str) -> Value {
+        let mut body = answer();
+        (body["verdict"], body["decision"]) = (verdict.into(), signal.into());
+        body["clarifying_questions"] = json!(["Who approves it?"]);
+        body["approval"] = json!({"id": "apr_1", "status": status, "action_digest": "9".repeat(64), "quorum": 2,
+            "groups": ["release-managers\u{202e}"], "expires_at": "2026-03-16T13:00:00Z",
+            "url": "https://s0.example/v1/approvals/apr_1"});
+        body
+    }
+
+    #[test]
+    fn a_deferred_check_says_which_approval_it_waits_for_and_what_to_do() {
+        let shown = for_people(&read(&with_approval("DEFER", "DEFER", "pending")).unwrap());
+        for part in [
+            "\napproval apr_1 is pending\n         https://s0.example/v1/approvals/apr_1\n",
+            r"next: 2 members of release-managers\u{202e} must approve until 2026-03-16T13:00:00Z",
+            ": stage0 approvals approve apr_1\n",
+            r#"then ask again with the same action, or with {"approval_id": "apr_1"}"#,
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        let elsewhere = for_people(&read(&with_approval("DEFER", "DEFER", "approved")).unwrap());
+        assert!(elsewhere.contains("apr_1 is approved") && !elsewhere.contains("next: 2"), "{elsewhere}");
+        let without = for_people(&read(&answer()).unwrap());
+        assert!(!without.contains("approval"), "{without}");
+    }
+
+    #[test]
+    fn an_allowed_check_says_which_approval_it_used_or_that_only_the_request_says_so() {
+        let shown = for_people(&read(&with_approval("ALLOW", "GO", "consumed")).unwrap());
+        assert!(shown.contains("\napproval apr_1 is used by this check\n") && !shown.contains("next: 2"), "{shown}");
+        let mut body = with_approval("ALLOW", "GO", "consumed");
+        (body["approval"]["id"], body["approval"]["grant_id"]) = (Value::Null, "grt_1".into());
+        let shown = for_people(&read(&body).unwrap());
+        assert!(shown.contains("approval wider grant grt_1 is used by this check"), "{shown}");
+        let mut body = answer();
+        body["meta"]["approval_source"] = "caller".into();
+        assert!(for_people(&read(&body).unwrap()).contains("only the request itself says that it is approved"));
     }
 }

@@ -90,10 +90,13 @@ impl Client {
         query: &[(&str, &str)],
         body: Option<Vec<u8>>,
     ) -> Result<Response, ClientError> {
-        let mut key = HeaderValue::from_str(self.target.key.expose()).map_err(|_| ClientError::UnusableKey)?;
-        key.set_sensitive(true);
         let url = address(&self.target.url, path, query);
-        let mut request = self.http.request(method, url).header("x-api-key", key);
+        let mut request = self.http.request(method, url);
+        if let Some(key) = &self.target.key {
+            let mut key = HeaderValue::from_str(key.expose()).map_err(|_| ClientError::UnusableKey)?;
+            key.set_sensitive(true);
+            request = request.header("x-api-key", key);
+        }
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }

@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use stage0_audit_export::AuditExport;
 use stage0_backplane::embedded::{Bus, LogHistory};
 use stage0_backplane::{Backplane, RequestError};
-use stage0_contract::{KeystoreStatus, PolicyVersion, Role};
+use stage0_contract::{ApprovalMode, KeystoreStatus, PolicyVersion, Role};
 use stage0_gateway::{Gateway, GatewayConfig};
 use stage0_keystore::{Health, JOURNAL_FILE, Keystore};
 use stage0_runtime::heartbeat::HeartbeatTask;
@@ -52,7 +52,7 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
         print_restored(&keystore)?;
         let evaluator = stage0_evaluator::build(evaluator, shards_connect(bus.clone())).await?;
         let (tls, ca) = make_dev_tls(data_dir.join("tls")).await?;
-        let config = GatewayConfig { tls, ..gateway };
+        let config = GatewayConfig { tls, single_process: true, ..gateway };
         let base_path = config.base_path.clone();
         let audit = config.audit;
         let gateway = Gateway::build(config, workers_connect(bus.clone())).await?;
@@ -77,7 +77,8 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
             drop(ended);
             Ok(served?)
         });
-        let served = match open(&bus.connect(), &data_dir, &ca, url, &policy).await {
+        let start = Start { data_dir: &data_dir, ca: &ca, url, policy: &policy, approvals: options.approvals };
+        let served = match open(&bus.connect(), start).await {
             Ok(()) => {
                 let heartbeat = HeartbeatTask::start(&health, &Role::ALL, bus.connect(), probe, &gateway_stop);
                 let served = gateway.run_until(gateway_stop).await.map_err(anyhow::Error::from);
@@ -105,20 +106,25 @@ async fn open_log(data_dir: &Path, accept_new: bool) -> anyhow::Result<Bus> {
     Ok(tokio::task::spawn_blocking(move || Bus::open_remembered(&directory, history)).await??)
 }
 
-/// From "bound" to "ready". Files first, then the banner: a program that waits for the banner finds the files.
-async fn open(
-    backplane: &Backplane,
-    data_dir: &Path,
-    ca: &Path,
+/// What is known once everything is bound.
+struct Start<'a> {
+    data_dir: &'a Path,
+    ca: &'a Path,
     url: String,
-    policy: &PolicyVersion,
-) -> anyhow::Result<()> {
+    policy: &'a PolicyVersion,
+    /// The wanted mode; `None` leaves the account's.
+    approvals: Option<ApprovalMode>,
+}
+
+/// From "bound" to "ready". Files first, then the banner: a program that waits for the banner finds the files.
+async fn open(backplane: &Backplane, start: Start<'_>) -> anyhow::Result<()> {
+    let Start { data_dir, ca, url, policy, approvals } = start;
     keystore_serves(backplane).await.context("the keystore does not answer")?;
-    let Access { account, api_key, operator_key } = access::secure(backplane, data_dir).await?;
+    let Access { account, api_key, operator_key, approvals } = access::secure(backplane, data_dir, approvals).await?;
     let ca_file = ca.canonicalize().context("cannot find the CA file")?;
     let dev = DevFile { url, ca_file, api_key, operator_key, account };
     dev.write(data_dir)?;
-    out::line(banner::banner(&dev.url, data_dir, ca, policy)).context("cannot write to standard output")?;
+    out::line(banner::banner(&dev.url, data_dir, ca, policy, approvals)).context("cannot write to standard output")?;
     tracing::info!(version = VERSION, url = dev.url, policy_version = %policy, "ready");
     backplane.requests.close().await;
     Ok(())

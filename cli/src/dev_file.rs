@@ -10,8 +10,10 @@ use stage0_contract::{AccountId, ApiKey};
 
 use crate::files;
 
+/// The data directory of `stage0 dev` where none is named, in the working directory.
+pub(crate) const DEFAULT_DATA_DIR: &str = ".stage0";
 pub(crate) const DEV_FILE: &str = "dev.json";
-/// Holds the key of the dev account, with every scope of an account.
+/// Holds the key of the dev account, with every scope of a workload.
 pub(crate) const API_KEY_FILE: &str = "api.key";
 /// Holds the operator's key; the keystore writes it.
 pub(crate) const OPERATOR_KEY_FILE: &str = "operator.key";
@@ -20,7 +22,7 @@ pub(crate) const OPERATOR_KEY_FILE: &str = "operator.key";
 pub(crate) struct DevFile {
     pub(crate) url: String,
     pub(crate) ca_file: PathBuf,
-    /// A key with every scope except `operator`.
+    /// A key with every scope except those that only members and the operator have.
     pub(crate) api_key: ApiKey,
     pub(crate) operator_key: ApiKey,
     pub(crate) account: AccountId,

@@ -5,6 +5,9 @@
 
 mod certificates;
 mod nats;
+mod people;
+
+pub(crate) use people::account;
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt as _;
@@ -142,9 +145,14 @@ fn finish<T>(role: Role, mut findings: Vec<Finding>, settings: &OnNats<T>, as_js
         Ok(runtime) => findings.extend(runtime.block_on(nats::check(role, config, safety.open_allowed))),
         Err(error) => findings.push(Finding::error("system", format!("no threads: {error}"), "free some memory")),
     }
+    report(&serde_json::json!(role), &findings, as_json)
+}
+
+/// Prints the findings; one that is bad is exit code 1.
+fn report(subject: &serde_json::Value, findings: &[Finding], as_json: bool) -> Exit {
     let is_bad = findings.iter().any(|finding| finding.severity == Severity::Error);
     let written = if as_json {
-        out::json(&serde_json::json!({"role": role, "ok": !is_bad, "findings": findings}))
+        out::json(&serde_json::json!({"role": subject, "ok": !is_bad, "findings": findings}))
     } else {
         let text = findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         out::line(text).map_err(anyhow::Error::from)

@@ -7,9 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use stage0_contract::{AccountId, KeyCreated, KeyId, KeySummary, Page, Scopes};
+use stage0_contract::{AccountId, KeyCreated, KeyId, KeySummary, MemberId, Page, Scopes};
 
-use crate::args::{KeysCommand, NewKey};
+use crate::args::keys::{KeysCommand, NewKey};
 use crate::client::{Client, Credential, Query, Target, block_on, parse};
 use crate::new_file::NewFile;
 use crate::out::{self, plain};
@@ -19,10 +19,11 @@ use crate::table::{Table, fields, optional};
 pub(crate) fn run(command: &KeysCommand, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
     match command {
-        KeysCommand::Create { name, scopes, account, expires_at, shown } => {
+        KeysCommand::Create { name, scopes, account, expires_at, owner, shown } => {
             let mut body = json!({"name": name, "scopes": scopes});
             set(&mut body, "account", account.as_ref().or(client.account()).map(AccountId::as_str));
             set(&mut body, "expires_at", expires_at.as_deref());
+            set(&mut body, "owner", owner.as_ref().map(MemberId::as_str));
             make(&client, &["v1", "keys"], &body, shown, |_| None)
         }
         KeysCommand::Rotate { id, overlap, shown } => {
@@ -115,8 +116,8 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
     if as_json {
         return out::json(&keys);
     }
-    let headings = ["ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "LAST USED"];
-    let mut table = Table::new(headings).shrinkable(&[(2, 12), (3, 11), (1, 8), (4, 11), (5, 11)]);
+    let headings = ["ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "REVOKED", "MEMBER", "OWNER", "LAST USED"];
+    let mut table = Table::new(headings).shrinkable(&[(2, 12), (3, 11), (1, 8), (7, 0), (6, 0), (4, 11), (5, 11)]);
     for key in &keys.items {
         let Listed { key, last_used_at } = parse(key)?;
         table.row([
@@ -126,6 +127,8 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
             key.created_at.to_string(),
             optional(key.expires_at.as_ref()),
             optional(key.revoked_at.as_ref()),
+            optional(key.member.as_ref()),
+            optional(key.owner.as_ref()),
             last_used_at.map_or_else(|| "-".to_owned(), hour),
         ]);
     }
@@ -137,7 +140,7 @@ fn hour(at: Timestamp) -> String {
     text.split_once(':').map_or_else(|| text.clone(), |(hour, _)| format!("{hour}h"))
 }
 
-fn words(scopes: &Scopes) -> String {
+pub(crate) fn words(scopes: &Scopes) -> String {
     scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ")
 }
 

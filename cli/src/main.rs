@@ -5,9 +5,11 @@
 
 mod accounts;
 mod action;
+mod approvals;
 mod args;
 mod check;
 mod client;
+mod confirm;
 mod decision;
 mod decisions;
 mod dev;
@@ -19,6 +21,7 @@ mod files;
 mod health;
 mod keys;
 mod logins;
+mod members;
 mod message_keys;
 mod nats_admin;
 mod nats_config;
@@ -33,6 +36,7 @@ mod runs;
 mod settings;
 mod stack;
 mod status;
+mod stops;
 mod table;
 mod usage;
 mod webhooks;

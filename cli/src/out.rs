@@ -11,8 +11,10 @@ use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 use anyhow::Context as _;
 use serde::Serialize;
 
+mod exact;
 mod paint;
 
+pub(crate) use exact::hidden_characters;
 pub(crate) use paint::{Painted, Terminal};
 
 pub(crate) fn line(text: impl Display) -> io::Result<()> {
@@ -78,6 +80,12 @@ pub(crate) fn prompt(text: impl Display) {
     let mut stderr = io::stderr().lock();
     let text = escaped(&text.to_string(), LineBreaks::Keep);
     let _ = write!(stderr, "{text}").and_then(|()| stderr.flush());
+}
+
+/// Writes text with its colours to standard error: what a question is about.
+pub(crate) fn stderr_painted(text: &Painted) -> io::Result<()> {
+    let mut stderr = io::stderr().lock();
+    writeln!(stderr, "{}", text.as_str()).and_then(|()| stderr.flush())
 }
 
 pub(crate) fn stderr_is_terminal() -> bool {

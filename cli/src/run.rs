@@ -11,8 +11,8 @@ use crate::exit::{Exit, ended};
 use crate::settings::client::ClientSettings;
 use crate::settings::{CommandKind, Sources, markdown, roles as of};
 use crate::{
-    accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_admin, nats_config, out, policy,
-    receiver, roles, runs, stack, status, usage, webhooks,
+    accounts, approvals, check, decisions, dev, doctor, health, keys, members, message_keys, nats_admin, nats_config,
+    out, policy, receiver, roles, runs, stack, status, stops, usage, webhooks,
 };
 
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
@@ -54,6 +54,11 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
                 no_decision()
             }
         },
+        CliCommand::Approvals(command) => ask(given(CommandKind::Client), |s| approvals::run(&command, s)),
+        CliCommand::Stop(args) => ask(given(CommandKind::Client), |s| stops::stop(&args, s)),
+        CliCommand::Resume(args) => ask(given(CommandKind::Client), |s| stops::resume(&args, s)),
+        CliCommand::Stops(args) => ask(given(CommandKind::Client), |s| stops::list(&args, s)),
+        CliCommand::Members(command) => ask(given(CommandKind::Client), |s| members::run(&command, s)),
         CliCommand::Decisions(command) => ask(given(CommandKind::Client), |s| decisions::run(&command, s)),
         CliCommand::Runs(command) => ask(given(CommandKind::Client), |s| runs::run(&command, s)),
         CliCommand::Usage(Json { json }) => ask(given(CommandKind::Client), |s| usage::run(json, s)),
@@ -70,6 +75,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
             DoctorRole::AuditExport => {
                 with(of::audit_export(given(CommandKind::AuditExport)), |s| doctor::audit_export(&s, json))
             }
+            DoctorRole::Account => with(of::client(given(CommandKind::Client)), |s| doctor::account(&s, json)),
         },
         CliCommand::Health(Json { json }) => {
             with(of::health(given(CommandKind::Health)), |listener| ended(health::run(listener, json)))

@@ -24,6 +24,7 @@ pub(crate) use markdown::markdown;
 pub(crate) use nats::{NatsSafety, stream_size};
 pub(crate) use sources::{Flags, Sources};
 
+use crate::dev_file::DEFAULT_DATA_DIR;
 use client::ClientSettings;
 use nats::{LogStreamSettings, MessageSettings, NatsSettings, StreamSettings, SyncSettings};
 use roles::{DevOptions, ReceiverOptions};
@@ -37,7 +38,7 @@ const CONFIG: Setting = Setting {
     absent: Absent::Optional,
 };
 
-const GROUPS: [&str; 13] = [
+const GROUPS: [&str; 14] = [
     "Settings",
     "Server",
     "TLS",
@@ -45,6 +46,7 @@ const GROUPS: [&str; 13] = [
     "Data",
     "Audit",
     "Policy",
+    "Approvals",
     "Runs",
     "NATS",
     "Connection",
@@ -176,7 +178,7 @@ impl CommandKind {
 }
 
 fn data_dir() -> String {
-    ".stage0".to_owned()
+    DEFAULT_DATA_DIR.to_owned()
 }
 
 fn text_format() -> String {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use reqwest::Method;
-use stage0_contract::{InstanceState, InstanceStatus, Role, Status};
+use stage0_contract::{InstanceHeartbeat, InstanceState, InstanceStatus, Role, Status};
 
 use crate::client::{Client, Credential, Target, block_on};
 use crate::exit::Exit;
@@ -113,6 +113,12 @@ fn problems(status: &Status) -> Vec<String> {
     let running: Vec<_> = status.instances.iter().filter(|one| one.seen.state != InstanceState::Lost).collect();
     let versions = running.iter().map(|one| plain(&one.seen.version));
     let policies = running.iter().filter_map(|one| one.seen.policy_version.as_ref().map(ToString::to_string));
+    for one in running.iter().filter(|one| one.seen.log_edition < InstanceHeartbeat::LOG_EDITION) {
+        let (role, name) = (one.seen.role, plain(&one.seen.instance));
+        problems.push(format!(
+            "problem: {role} {name} cannot read lines about approvals, so that none is opened: upgrade it"
+        ));
+    }
     problems.extend(unless_same("several versions run", versions));
     problems.extend(unless_same("evaluators decide by several policies", policies));
     problems
@@ -137,7 +143,7 @@ fn is_replaced(lost: &InstanceStatus, status: &Status) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use stage0_contract::{DeliveryLag, InstanceHeartbeat, PolicyVersion};
+    use stage0_contract::{DeliveryLag, PolicyVersion};
 
     use super::*;
 
@@ -155,6 +161,7 @@ mod tests {
             remarks: Vec::new(),
             policy_version: None,
             delivery: None,
+            log_edition: InstanceHeartbeat::LOG_EDITION,
         };
         InstanceStatus { seen, seconds_ago: 9 }
     }
@@ -192,6 +199,17 @@ mod tests {
         ] {
             assert!(found.contains(part), "{part}: {found}");
         }
+    }
+
+    #[test]
+    fn a_process_that_cannot_read_lines_about_approvals_is_named_unless_it_is_lost() {
+        let mut status = healthy();
+        status.instances[3].seen.log_edition = 0;
+        let found = problems(&status).join("\n");
+        assert!(found.contains("audit-export host-1 cannot read lines about approvals"), "{found}");
+        status.instances.push(one(Role::AuditExport, InstanceState::Ready));
+        status.instances[3].seen.state = InstanceState::Lost;
+        assert!(!problems(&status).join("\n").contains("cannot read"));
     }
 
     #[test]

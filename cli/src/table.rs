@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 
+use jiff::Timestamp;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::out::{self, Painted, Terminal, plain};
@@ -128,6 +129,11 @@ impl fmt::Display for Table {
 pub(crate) fn fields<const N: usize>(rows: [(&str, String); N]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + GAP;
     rows.map(|(name, value)| format!("{name:<width$}{value}")).join("\n")
+}
+
+/// A time to the second, as people read it; JSON has it exactly.
+pub(crate) fn seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 pub(crate) fn optional(value: Option<&impl fmt::Display>) -> String {

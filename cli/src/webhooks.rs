@@ -90,6 +90,7 @@ fn body_of(create: &CreateArgs) -> Value {
     set(&mut body, "account", create.account.as_ref().map(AccountId::as_str));
     set(&mut body, "verdicts", unless_empty(&create.verdicts));
     set(&mut body, "environments", unless_empty(&create.environments));
+    set(&mut body, "events", unless_empty(&create.events));
     set(&mut body, "description", create.description.as_deref());
     set(&mut body, "rate_limit", create.rate_limit);
     body
@@ -101,6 +102,7 @@ fn changes(update: &UpdateArgs) -> Value {
     let all = |is_named: bool| is_named.then_some(Value::Null);
     set(&mut body, "verdicts", unless_empty(&update.verdicts).or(all(update.all_verdicts)));
     set(&mut body, "environments", unless_empty(&update.environments).or(all(update.all_environments)));
+    set(&mut body, "events", unless_empty(&update.events).or(all(update.default_events)));
     set(&mut body, "description", update.description.as_deref());
     set(&mut body, "rate_limit", update.rate_limit);
     body
@@ -136,6 +138,7 @@ fn for_people(webhook: &Webhook) -> String {
         ("state", state(webhook)),
         ("verdicts", verdicts(webhook)),
         ("environments", environments(webhook)),
+        ("events", events(webhook)),
         ("rate limit", optional(webhook.rate_limit.map(|limit| format!("{limit} a second")).as_ref())),
         ("description", if webhook.description.is_empty() { "-".to_owned() } else { plain(&webhook.description) }),
         ("account", webhook.account.to_string()),
@@ -160,18 +163,23 @@ fn environments(webhook: &Webhook) -> String {
     webhook.filters.environments.as_ref().map_or_else(|| "all".to_owned(), |names| plain(&names.join(",")))
 }
 
+fn events(webhook: &Webhook) -> String {
+    webhook.filters.events.as_ref().map_or_else(|| "decisions and marks".to_owned(), |types| plain(&types.join(",")))
+}
+
 fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::Result<()> {
     let webhooks: Page<Webhook> = block_on(client.list(&WEBHOOKS, &Query::default().with("account", account), None))?;
     if as_json {
         return out::json(&webhooks);
     }
-    let headings = ["ID", "VERDICTS", "ENVIRONMENTS", "RATE", "CREATED", "STATE", "URL"];
-    let mut table = Table::new(headings).shrinkable(&[(4, 0), (3, 0), (2, 0), (1, 5), (6, 24), (5, 8)]);
+    let headings = ["ID", "VERDICTS", "ENVIRONMENTS", "EVENTS", "RATE", "CREATED", "STATE", "URL"];
+    let mut table = Table::new(headings).shrinkable(&[(5, 0), (4, 0), (2, 0), (3, 0), (1, 5), (7, 24), (6, 8)]);
     for webhook in &webhooks.items {
         table.row([
             webhook.id.to_string(),
             verdicts(webhook),
             environments(webhook),
+            events(webhook),
             optional(webhook.rate_limit.as_ref()),
             webhook.created_at.to_string(),
             state(webhook),

@@ -1,6 +1,8 @@
 //! The command line as people, shells and programs meet it: the real binary, a real `stage0 dev`, real HTTPS.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may fail loudly")]
 
+#[path = "suite/approvals.rs"]
+mod approvals;
 #[path = "suite/check.rs"]
 mod check;
 #[path = "suite/commands.rs"]
@@ -19,6 +21,8 @@ mod harness;
 mod impostor;
 #[path = "suite/manage.rs"]
 mod manage;
+#[path = "suite/members.rs"]
+mod members;
 #[path = "suite/modes.rs"]
 mod modes;
 #[path = "suite/nats_keys.rs"]
@@ -35,6 +39,8 @@ mod runs;
 mod settings;
 #[path = "suite/stack.rs"]
 mod stack;
+#[path = "suite/stops.rs"]
+mod stops;
 #[path = "suite/terminal.rs"]
 mod terminal;
 #[path = "suite/webhooks.rs"]

@@ -1,7 +1,7 @@
 //! Arguments of `stage0 accounts`.
 
-use clap::{Args, Subcommand};
-use stage0_contract::{AccountId, Change, Plan, UNLIMITED};
+use clap::{ArgGroup, Args, Subcommand};
+use stage0_contract::{AccountId, ApprovalMode, Change, Plan, UNLIMITED};
 
 use super::Json;
 
@@ -15,6 +15,9 @@ pub(crate) enum AccountsCommand {
         /// free, pro or unlimited (default: unlimited)
         #[arg(long, value_parser = plan)]
         plan: Option<Plan>,
+        /// Whose approvals count: `verified`, only those that members give here, or `caller`, what a check says as well
+        #[arg(long, value_name = "MODE", default_value = "verified", value_parser = approval_mode)]
+        approvals: ApprovalMode,
         /// Prints JSON
         #[arg(long)]
         json: bool,
@@ -53,6 +56,23 @@ Decisions older than a shortened retention are hidden at once and then deleted."
         account: AccountId,
         #[command(flatten)]
         limits: OwnLimits,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Changes whose approvals count, and whether owners may approve
+    #[command(group = ArgGroup::new("change").required(true).multiple(true).args(["approvals", "four_eyes"]))]
+    Update {
+        /// Id of the account
+        #[arg(value_parser = AccountId::parse)]
+        account: AccountId,
+        /// Whose approvals count: `verified`, only those that members give here, or `caller`, what a check says as well
+        #[arg(long, value_name = "MODE", value_parser = approval_mode)]
+        approvals: Option<ApprovalMode>,
+        /// `on`: a workload's owner and maker may not approve what it asks for; `off`: they may, and only the workload
+        /// itself may not
+        #[arg(long, value_name = "SWITCH", value_parser = on_or_off, action = clap::ArgAction::Set)]
+        four_eyes: Option<bool>,
         /// Prints JSON
         #[arg(long)]
         json: bool,
@@ -136,4 +156,8 @@ pub(crate) struct Retention {
 
 fn plan(text: &str) -> Result<Plan, String> {
     Plan::parse(text).ok_or_else(|| "must be free, pro or unlimited".to_owned())
+}
+
+pub(crate) fn approval_mode(text: &str) -> Result<ApprovalMode, String> {
+    ApprovalMode::parse(text).ok_or_else(|| "must be `caller` or `verified`".to_owned())
 }

@@ -86,6 +86,10 @@ pub(crate) struct CreateArgs {
     /// Only decisions of this environment; may be repeated (default: all)
     #[arg(long = "environment", value_name = "NAME")]
     pub(crate) environments: Vec<String>,
+    /// Only events of this type, such as `approval.requested`, `approval.*` or `stop.*`; may be repeated (default:
+    /// decisions and signed marks)
+    #[arg(long = "event", value_name = "TYPE")]
+    pub(crate) events: Vec<String>,
     /// Description for people
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
@@ -120,6 +124,12 @@ pub(crate) struct UpdateArgs {
     /// Removes the filter by environment
     #[arg(long, conflicts_with = "environments")]
     pub(crate) all_environments: bool,
+    /// Only events of this type, such as `approval.*`; may be repeated
+    #[arg(long = "event", value_name = "TYPE")]
+    pub(crate) events: Vec<String>,
+    /// Removes the filter by type: decisions and signed marks are sent, nothing of approvals and stops
+    #[arg(long, conflicts_with = "events")]
+    pub(crate) default_events: bool,
     /// Description for people
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
@@ -132,8 +142,17 @@ pub(crate) struct UpdateArgs {
 }
 
 /// An update needs at least one of them.
-const CHANGES: [&str; 7] =
-    ["endpoint", "verdicts", "all_verdicts", "environments", "all_environments", "description", "rate_limit"];
+const CHANGES: [&str; 9] = [
+    "endpoint",
+    "verdicts",
+    "all_verdicts",
+    "environments",
+    "all_environments",
+    "events",
+    "default_events",
+    "description",
+    "rate_limit",
+];
 
 #[derive(Debug, Args)]
 pub(crate) struct NewSecret {

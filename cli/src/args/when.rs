@@ -1,4 +1,4 @@
-//! Times as people type them: RFC 3339, or how long ago.
+//! Times as people type them: RFC 3339, or how long ago, or how long from now.
 //!
 //! The current time is an argument and the same for both ends of a period.
 
@@ -8,6 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 const MAX_SECONDS: i64 = 100 * 366 * 86_400;
 const EXPECTED: &str =
     "must be a time such as 2026-01-31T12:00:00Z (RFC 3339), or how long ago: -30s, -15m, -1h, -7d, -2w";
+const EXPECTED_AHEAD: &str =
+    "must be a time such as 2026-12-24T08:00:00Z (RFC 3339), or how long from now: 30m, 8h, 3d, 2w";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
@@ -33,7 +35,37 @@ impl When {
     }
 }
 
-fn length(text: &str) -> Option<SignedDuration> {
+/// A time ahead of us, as people type it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    At(Timestamp),
+    /// A time after the command started.
+    In(SignedDuration),
+}
+
+impl Ahead {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let read = match length(text).filter(SignedDuration::is_positive) {
+            Some(length) => Some(Self::In(length)),
+            None => text.parse().ok().map(Self::At),
+        };
+        read.ok_or_else(|| EXPECTED_AHEAD.to_owned())
+    }
+
+    pub(crate) fn at(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(at) => at,
+            // The server takes whole seconds as well as parts of them; whole ones are easier to read.
+            Self::In(length) => {
+                let at = now.checked_add(length).unwrap_or(Timestamp::MAX);
+                Timestamp::from_second(at.as_second()).unwrap_or(at)
+            }
+        }
+    }
+}
+
+/// A length of time such as `30s`, `15m`, `1h`, `7d` or `2w`.
+pub(crate) fn length(text: &str) -> Option<SignedDuration> {
     let unit = text.chars().next_back()?;
     let number = text.strip_suffix(unit).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
     let seconds = match unit {
@@ -74,6 +106,23 @@ mod tests {
         {
             let why = When::parse(bad).unwrap_err();
             assert!(why.contains("RFC 3339") && why.contains("-1h"), "{bad}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_time_ahead_is_counted_from_the_clock() {
+        let now: Timestamp = "2026-01-31T12:00:00.25Z".parse().unwrap();
+        for (text, at) in [
+            ("30m", "2026-01-31T12:30:00Z"),
+            ("8h", "2026-01-31T20:00:00Z"),
+            ("3d", "2026-02-03T12:00:00Z"),
+            ("2026-12-24T08:00:00Z", "2026-12-24T08:00:00Z"),
+        ] {
+            assert_eq!(Ahead::parse(text).unwrap().at(now).to_string(), at, "{text}");
+        }
+        for bad in ["", "h", "-1h", "0h", "8", "tomorrow", "99999999w"] {
+            let why = Ahead::parse(bad).unwrap_err();
+            assert!(why.contains("RFC 3339") && why.contains("8h"), "{bad}: {why}");
         }
     }
 }

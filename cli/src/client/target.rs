@@ -20,12 +20,17 @@ pub(crate) enum Credential {
     Account,
     /// The operator's key, unless `--key-file` names another.
     Operator,
+    /// The account's key that was given, else the operator's: for what both may do, such as stopping.
+    AccountOrOperator,
+    /// No key: for the few calls that need none.
+    Nothing,
 }
 
 pub(crate) struct Target {
     pub(crate) url: Url,
     pub(crate) ca: Option<PathBuf>,
-    pub(crate) key: ApiKey,
+    /// `None`: the call is made without a key.
+    pub(crate) key: Option<ApiKey>,
     /// The account of a dev server, if its keys are used.
     pub(crate) account: Option<AccountId>,
 }
@@ -47,22 +52,29 @@ impl Target {
         let is_dev = dev_url.as_ref() == Some(&url);
         let may_use_found_key = is_dev || settings.data_dir_is_named;
         let dev = dev.filter(|_| is_dev);
-        let key = match (&settings.key_file, credential) {
-            (Some(file), _) => read_key(file)?,
-            (None, Credential::Account) => match (&settings.api_key, &dev) {
-                (Some(key), _) => key.clone(),
-                (None, Some(dev)) => {
+        let operator_key = settings.data_dir.join(OPERATOR_KEY_FILE);
+        let key = match (&settings.key_file, credential, &settings.api_key) {
+            (_, Credential::Nothing, _) => None,
+            (Some(file), _, _) => Some(read_key(file)?),
+            (None, Credential::Account | Credential::AccountOrOperator, Some(key)) => Some(key.clone()),
+            (None, Credential::Account, None) => match &dev {
+                Some(dev) => {
                     refuse_exposed(&settings.data_dir.join(DEV_FILE))?;
-                    dev.api_key.clone()
+                    Some(dev.api_key.clone())
                 }
-                (None, None) => return Err(ClientError::NoKey(url)),
+                None => return Err(ClientError::NoKey(url)),
             },
-            (None, Credential::Operator) if may_use_found_key => read_key(&settings.data_dir.join(OPERATOR_KEY_FILE))?,
-            (None, Credential::Operator) => return Err(ClientError::NoOperatorKey(url)),
+            (None, Credential::Operator | Credential::AccountOrOperator, _) if may_use_found_key => {
+                Some(read_key(&operator_key)?)
+            }
+            (None, Credential::Operator, _) => return Err(ClientError::NoOperatorKey(url)),
+            (None, Credential::AccountOrOperator, None) => return Err(ClientError::NoKey(url)),
         };
         let ca = settings.ca.clone().or_else(|| dev.as_ref().map(|dev| dev.ca_file.clone()));
         // An account's key acts in its own account. Only an operator's key needs the account, which a dev server has.
-        let account = dev.filter(|_| settings.key_file.is_none()).map(|dev| dev.account);
+        let is_given =
+            settings.key_file.is_some() || (credential == Credential::AccountOrOperator && settings.api_key.is_some());
+        let account = dev.filter(|_| !is_given).map(|dev| dev.account);
         Ok(Self { url, ca, key, account })
     }
 }
@@ -138,16 +150,16 @@ mod tests {
         let named = ClientSettings { data_dir_is_named: true, ..settings };
         assert!(matches!(Target::find(&named, Credential::Account), Err(ClientError::NoKey(_))));
         let target = Target::find(&named, Credential::Operator).unwrap();
-        assert_eq!((target.key, target.ca, target.account), (key(2), None, None));
+        assert_eq!((target.key, target.ca, target.account), (Some(key(2)), None, None));
     }
 
     #[test]
     fn a_dev_server_is_found_without_flags() {
         let dir = dev_dir();
         let target = Target::find(&settings(dir.path()), Credential::Account).unwrap();
-        assert_eq!((target.url.as_str(), target.key), ("https://localhost:8443/", key(1)));
+        assert_eq!((target.url.as_str(), target.key), ("https://localhost:8443/", Some(key(1))));
         assert_eq!(target.ca, Some("/ca.pem".into()));
-        assert_eq!(Target::find(&settings(dir.path()), Credential::Operator).unwrap().key, key(2));
+        assert_eq!(Target::find(&settings(dir.path()), Credential::Operator).unwrap().key, Some(key(2)));
     }
 
     #[test]
@@ -156,10 +168,31 @@ mod tests {
         let file = dir.path().join("other.key");
         write(&file, key(3).expose(), 0o600);
         let mut settings = ClientSettings { api_key: Some(key(4)), ..settings(dir.path()) };
-        assert_eq!(Target::find(&settings, Credential::Account).unwrap().key, key(4));
+        assert_eq!(Target::find(&settings, Credential::Account).unwrap().key, Some(key(4)));
         settings.key_file = Some(file);
-        assert_eq!(Target::find(&settings, Credential::Account).unwrap().key, key(3));
-        assert_eq!(Target::find(&settings, Credential::Operator).unwrap().key, key(3));
+        assert_eq!(Target::find(&settings, Credential::Account).unwrap().key, Some(key(3)));
+        assert_eq!(Target::find(&settings, Credential::Operator).unwrap().key, Some(key(3)));
+    }
+
+    #[test]
+    fn what_both_may_do_takes_the_given_key_before_the_operators() {
+        let dir = dev_dir();
+        let both = Credential::AccountOrOperator;
+        let found = Target::find(&settings(dir.path()), both).unwrap();
+        assert_eq!((found.key, found.account.is_some()), (Some(key(2)), true), "of a dev server, the operator's");
+        let mut settings = ClientSettings { api_key: Some(key(4)), ..settings(dir.path()) };
+        let given = Target::find(&settings, both).unwrap();
+        assert_eq!((given.key, given.account), (Some(key(4)), None), "the given key acts in its own account");
+        (settings.url, settings.api_key) = (elsewhere(), None);
+        assert!(matches!(Target::find(&settings, both), Err(ClientError::NoKey(_))));
+    }
+
+    #[test]
+    fn a_call_without_a_key_reads_none() {
+        let dir = dev_dir();
+        let absent = Some(dir.path().join("not-there.key"));
+        let settings = ClientSettings { key_file: absent, api_key: Some(key(4)), ..settings(dir.path()) };
+        assert_eq!(Target::find(&settings, Credential::Nothing).unwrap().key, None);
     }
 
     #[test]
@@ -168,7 +201,7 @@ mod tests {
         std::fs::write(dir.path().join(DEV_FILE), "{").unwrap();
         assert!(matches!(Target::find(&settings(dir.path()), Credential::Account), Err(ClientError::File { .. })));
         let named = ClientSettings { url: elsewhere(), api_key: Some(key(4)), ..settings(dir.path()) };
-        assert_eq!(Target::find(&named, Credential::Account).unwrap().key, key(4));
+        assert_eq!(Target::find(&named, Credential::Account).unwrap().key, Some(key(4)));
     }
 
     #[test]
@@ -195,7 +228,7 @@ mod tests {
         let text = refused(&named, Credential::Account);
         assert!(text.ends_with(&format!("type `chmod 600 {}`", file.display())) && text.contains("0644"), "{text}");
         write(&file, key(3).expose(), 0o600);
-        assert_eq!(Target::find(&named, Credential::Account).unwrap().key, key(3));
+        assert_eq!(Target::find(&named, Credential::Account).unwrap().key, Some(key(3)));
         let found = settings(dir.path());
         for (name, credential) in [(DEV_FILE, Credential::Account), (OPERATOR_KEY_FILE, Credential::Operator)] {
             let path = dir.path().join(name);
@@ -203,7 +236,7 @@ mod tests {
             assert!(refused(&found, credential).contains(&format!("chmod 600 {}", path.display())), "{name}");
         }
         let with_key = ClientSettings { api_key: Some(key(4)), ..settings(dir.path()) };
-        assert_eq!(Target::find(&with_key, Credential::Account).unwrap().key, key(4), "the file is not used");
+        assert_eq!(Target::find(&with_key, Credential::Account).unwrap().key, Some(key(4)), "the file is not used");
     }
 
     #[test]

@@ -168,10 +168,17 @@ mod tests {
         )
     }
 
-    /// Marks before, between and after decisions, two equal lines, and an unreadable one.
+    /// A line about an approval of this decision; the type may be one that only a newer version knows.
+    fn other(kind: &str, number: u32) -> String {
+        decision_line(number).replacen("decision.recorded", kind, 1)
+    }
+
+    /// Marks and other lines before, between and after decisions, two equal lines, and an unreadable one.
     fn log() -> Vec<String> {
-        let mut log = vec![mark(1), mark(2), decision_line(1), decision_line(2), mark(3), mark(4), mark(4)];
+        let mut log = vec![mark(1), mark(2), other("approval.foreseen", 1), decision_line(1), decision_line(2)];
+        log.extend([other("approval.requested", 1), other("approval.foreseen", 2), mark(3), mark(4), mark(4)]);
         log.extend(["damaged".to_owned(), String::new(), decision_line(3), decision_line(3), mark(5)]);
+        log.push(other("approval.foreseen", 3));
         log
     }
 

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use serde::Deserialize;
 use stage0_contract::{ChainVerifier, LineType, PublicKey, PublicKeys, Report, Window};
 
 use super::lines::MAX_LINE_BYTES;
@@ -25,13 +24,13 @@ pub(super) fn verify(
 ) -> anyhow::Result<Report> {
     let mut marks = Vec::new();
     each_line(file, "marks", progress, |line| {
-        if is_mark(line) {
+        if LineType::of(line).is_some_and(LineType::is_mark) {
             marks.push(line.to_vec());
         }
     })?;
     let mut verifier = ChainVerifier::new(window, keys, marks.iter().map(Vec::as_slice));
     drop(marks);
-    each_line(file, "decisions", progress, |line| verifier.read_line(line))?;
+    each_line(file, "lines", progress, |line| verifier.read_line(line))?;
     Ok(verifier.finish())
 }
 
@@ -41,20 +40,6 @@ pub(super) fn read_keys(file: &Path) -> anyhow::Result<Vec<PublicKey>> {
     let keys: PublicKeys = serde_json::from_slice(&text).with_context(cannot)?;
     anyhow::ensure!(!keys.items.is_empty(), "{}: it holds no keys", cannot());
     Ok(keys.items)
-}
-
-fn is_mark(line: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Kind {
-        #[serde(rename = "type")]
-        line: LineType,
-    }
-    match serde_json::from_slice(line) {
-        Ok(Kind { line: LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled }) => {
-            true
-        }
-        Ok(Kind { line: LineType::Decision }) | Err(_) => false,
-    }
 }
 
 fn each_line(path: &Path, what: &str, progress: &mut Progress, mut visit: impl FnMut(&[u8])) -> anyhow::Result<()> {
@@ -107,6 +92,10 @@ fn skip_line(reader: &mut BufReader<impl io::Read>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use serde_json::json;
+    use stage0_contract::{FindingKind, Head, LineHeader, Link};
+
     use super::*;
 
     fn all(text: &str, max: u64) -> Vec<String> {
@@ -114,6 +103,53 @@ mod tests {
         let reader = BufReader::with_capacity(3, text.as_bytes());
         lines(reader, max, |line| found.push(String::from_utf8(line.to_vec()).unwrap())).unwrap();
         found
+    }
+
+    /// A chain of one writer as a gateway writes it, with a line of a type that only a newer version knows in it.
+    fn log() -> Vec<String> {
+        let mut head: Option<Head> = None;
+        let mut lines = Vec::new();
+        for (sequence, kind) in
+            (1..).zip(["decision.recorded", "approval.foreseen", "approval.used", "decision.recorded"])
+        {
+            let chain = Link {
+                writer: serde_json::from_value(json!("01890000-0000-7000-8000-000000000001")).unwrap(),
+                sequence,
+                previous: head.map(|head| head.as_previous()),
+                after: None,
+                mark: None,
+            };
+            let (recorded_at, expires_at) = (Timestamp::UNIX_EPOCH, 1_000);
+            let header = LineHeader { line: LineType::Decision, chain, recorded_at, expires_at };
+            let line = header.with(br#"{"account":"acc_1"}"#).unwrap();
+            let line = String::from_utf8(line).unwrap().replacen("decision.recorded", kind, 1);
+            head = Some(header.head(line.as_bytes()));
+            lines.push(line);
+        }
+        lines
+    }
+
+    fn verified(lines: &[String]) -> Report {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lines.join("\n")).unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        let window = Window { from: None, to: None, now, horizon: now, kept: None, signed: None };
+        verify(file.path(), Vec::new(), window, &mut Progress::new(false)).unwrap()
+    }
+
+    #[test]
+    fn a_log_of_a_newer_version_is_verified_line_by_line() {
+        let report = verified(&log());
+        assert!(report.ok, "{:#?}", report.findings);
+        assert_eq!((report.records, report.other_lines), (2, 2));
+        for place in 0..3 {
+            let mut lines = log();
+            lines[place] = lines[place].replace("acc_1", "acc_1\",\"x\":\"");
+            assert_eq!(verified(&lines).findings[0].kind, FindingKind::Altered, "{place}");
+            let mut lines = log();
+            lines.remove(place);
+            assert_eq!(verified(&lines).findings[0].kind, FindingKind::Missing, "{place}");
+        }
     }
 
     #[test]

@@ -84,6 +84,7 @@ fn for_people(report: &Report) -> String {
     };
     let rows = fields([
         ("records", report.records.to_string()),
+        ("other lines", report.other_lines.to_string()),
         ("writers", report.writers.to_string()),
         ("checkpoints", report.checkpoints.to_string()),
         ("deletions", report.deletions.to_string()),
@@ -159,6 +160,7 @@ mod tests {
         Report {
             ok: false,
             records: 5,
+            other_lines: 2,
             writers: 1,
             checkpoints: 2,
             deletions: 0,

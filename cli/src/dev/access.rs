@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use stage0_backplane::Backplane;
 use stage0_contract::{
-    AccountId, ApiKey, Caller, CreateAccount, CreateKey, KeyIdentity, ListAccounts, ManageReply, Refusal, Request,
-    Scope, Scopes, VerifyKey, VerifyKeyReply,
+    Account, AccountId, ApiKey, ApprovalMode, Caller, CapChanges, CreateAccount, CreateKey, KeyIdentity, ListAccounts,
+    ManageReply, Refusal, Request, Scope, Scopes, UpdateAccount, VerifyKey, VerifyKeyReply,
 };
 
 use crate::dev_file::{API_KEY_FILE, DevFile, OPERATOR_KEY_FILE};
@@ -26,17 +26,24 @@ pub(super) struct Access {
     pub(super) account: AccountId,
     pub(super) api_key: ApiKey,
     pub(super) operator_key: ApiKey,
+    /// Whose approvals count in the account.
+    pub(super) approvals: ApprovalMode,
 }
 
-pub(super) async fn secure(backplane: &Backplane, data_dir: &Path) -> anyhow::Result<Access> {
+/// `approvals` is the mode that the account is switched to; `None` leaves it as it is.
+pub(super) async fn secure(
+    backplane: &Backplane,
+    data_dir: &Path,
+    approvals: Option<ApprovalMode>,
+) -> anyhow::Result<Access> {
     let keystore = Keystore { backplane };
     // An unreadable dev.json is no failure: it only helps, and is written again.
     let last = DevFile::read(data_dir).ok().flatten();
     let (operator_key, operator) = operator(&keystore, data_dir, last.as_ref()).await?;
     let file = data_dir.join(API_KEY_FILE);
-    let (account, api_key) = match read(&file) {
-        Some(key) => match keystore.identity(&key).await?.filter(has_every_scope) {
-            Some(identity) => (identity.account, key),
+    let (account, api_key, mode) = match read(&file) {
+        Some(key) => match keystore.identity(&key).await?.filter(has_its_scopes) {
+            Some(identity) => (identity.account, key, identity.rules.approvals),
             None => {
                 tracing::warn!(file = %file.display(), "the key is refused or lacks a scope; a new one replaces it");
                 new_key(&keystore, &operator).await?
@@ -48,7 +55,11 @@ pub(super) async fn secure(backplane: &Backplane, data_dir: &Path) -> anyhow::Re
         }
     };
     files::replace(&file, &format!("{}\n", api_key.expose()))?;
-    Ok(Access { account, api_key, operator_key })
+    let approvals = match approvals.filter(|wanted| *wanted != mode) {
+        Some(wanted) => keystore.set_approvals(&operator, &account, wanted).await?,
+        None => mode,
+    };
+    Ok(Access { account, api_key, operator_key, approvals })
 }
 
 /// The keystore writes the operator's key once; when its file is gone, the last `dev.json` still has it.
@@ -72,23 +83,29 @@ async fn operator(
     bail!("`{}` holds no active operator's key: restore it, or start with another --data-dir", file.display())
 }
 
-async fn new_key(keystore: &Keystore<'_>, operator: &Caller) -> anyhow::Result<(AccountId, ApiKey)> {
+async fn new_key(keystore: &Keystore<'_>, operator: &Caller) -> anyhow::Result<(AccountId, ApiKey, ApprovalMode)> {
     let account = match keystore.account(operator, ACCOUNT).await? {
         Some(account) => account,
         None => {
-            let create = CreateAccount { caller: operator.clone(), name: ACCOUNT.to_owned(), plan: None };
-            keystore.manage(&create).await.context("cannot make the account")?.id
+            let create = CreateAccount {
+                caller: operator.clone(),
+                name: ACCOUNT.to_owned(),
+                plan: None,
+                approvals: Some(ApprovalMode::Caller),
+            };
+            keystore.manage(&create).await.context("cannot make the account")?
         }
     };
     let create = CreateKey {
         caller: operator.clone(),
-        account: Some(account),
+        account: Some(account.id),
         name: KEY.to_owned(),
-        scopes: every_scope(),
+        scopes: workload_scopes(),
         expires_at: None,
+        owner: None,
     };
     let created = keystore.manage(&create).await.context("cannot make the key")?;
-    Ok((created.account, created.key))
+    Ok((created.account, created.key, account.approvals))
 }
 
 struct Keystore<'a> {
@@ -105,13 +122,36 @@ impl Keystore<'_> {
         }
     }
 
-    async fn account(&self, operator: &Caller, name: &str) -> anyhow::Result<Option<AccountId>> {
+    async fn set_approvals(
+        &self,
+        operator: &Caller,
+        account: &AccountId,
+        approvals: ApprovalMode,
+    ) -> anyhow::Result<ApprovalMode> {
+        let update = UpdateAccount {
+            caller: operator.clone(),
+            account: account.clone(),
+            plan: None,
+            retention_days: None,
+            per_minute: None,
+            daily: None,
+            monthly: None,
+            require_run_id: None,
+            approvals: Some(approvals),
+            four_eyes: None,
+            caps: CapChanges::default(),
+        };
+        let account = self.manage(&update).await.context("cannot switch the account's approvals")?;
+        Ok(account.approvals)
+    }
+
+    async fn account(&self, operator: &Caller, name: &str) -> anyhow::Result<Option<Account>> {
         let mut cursor = None;
         loop {
             let list = ListAccounts { caller: operator.clone(), cursor, limit: PAGE };
             let page = self.manage(&list).await.context("cannot list accounts")?;
             if let Some(account) = page.items.into_iter().find(|account| account.name == name) {
-                return Ok(Some(account.id));
+                return Ok(Some(account));
             }
             match page.next_cursor {
                 Some(next) => cursor = Some(next),
@@ -133,12 +173,14 @@ impl Keystore<'_> {
     }
 }
 
-pub(crate) fn every_scope() -> Scopes {
-    Scope::ALL.into_iter().filter(|scope| *scope != Scope::Operator).collect()
+/// Every scope that a workload may have: not those of members and of the operator.
+pub(crate) fn workload_scopes() -> Scopes {
+    let others = [Scope::Operator, Scope::ApprovalsDecide, Scope::ApprovalsGrant];
+    Scope::ALL.into_iter().filter(|scope| !others.contains(scope)).collect()
 }
 
-fn has_every_scope(identity: &KeyIdentity) -> bool {
-    every_scope().is_subset(&identity.scopes)
+fn has_its_scopes(identity: &KeyIdentity) -> bool {
+    workload_scopes().is_subset(&identity.scopes)
 }
 
 fn is_operator(identity: &KeyIdentity) -> bool {

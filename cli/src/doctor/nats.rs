@@ -3,15 +3,17 @@
 //! Sync setting, clock and disk come from the server's monitor. Rights are checked by requests that change nothing:
 //! those that the role needs, and one that must be refused.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::Client;
 use serde::Deserialize;
 use stage0_backplane::nats::{Connection, Exposure, JetStreamState, NatsConfig, exposure};
-use stage0_backplane::{Backplane, ClockError};
+use stage0_backplane::{Backplane, ClockError, Event};
 use stage0_contract::{
-    EvaluatorStatus, KEYSTORE_RECORDS, KeystoreStatus, RUN_RECORDS, Request, Role, SigningKeys, USAGE_RECORDS,
+    EvaluatorStatus, InstanceHeartbeat, KEYSTORE_RECORDS, KeystoreStatus, RUN_RECORDS, Request, Role, SigningKeys,
+    USAGE_RECORDS,
 };
 use tokio::time::Instant;
 
@@ -20,6 +22,8 @@ use crate::nats_safety::MAKE_SAFE;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// In this time every process that runs sends a heartbeat.
+const LISTEN_TIME: Duration = InstanceHeartbeat::INTERVAL.saturating_add(Duration::from_millis(500));
 /// Limits, windows and webhook signatures depend on the clocks.
 const MAX_SKEW_SECONDS: f64 = 2.0;
 const MAX_PAYLOAD: usize = 8 << 20;
@@ -191,6 +195,7 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
             findings.push(log(backplane).await);
             findings.extend(state_store(backplane, USAGE_RECORDS).await);
             findings.push(store_clock(backplane).await);
+            findings.push(log_editions(&heard(backplane).await));
         }
         Role::Evaluator => {
             findings.extend(state_store(backplane, RUN_RECORDS).await);
@@ -206,6 +211,39 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// One heartbeat, or more, of each process that runs.
+async fn heard(backplane: &Backplane) -> Vec<InstanceHeartbeat> {
+    let listen = |role| async move {
+        let mut heard = Vec::new();
+        let Ok(mut events) = backplane.notices.subscribe_bytes(InstanceHeartbeat::subject(role)).await else {
+            return heard;
+        };
+        let deadline = Instant::now() + LISTEN_TIME;
+        while let Ok(Some(event)) = tokio::time::timeout_at(deadline, events.next()).await {
+            let Event::Message(bytes) = event else { continue };
+            heard.extend(serde_json::from_slice::<InstanceHeartbeat>(&bytes).ok().filter(InstanceHeartbeat::is_small));
+        }
+        heard
+    };
+    let (gateways, evaluators, keystores, exporters) =
+        tokio::join!(listen(Role::Gateway), listen(Role::Evaluator), listen(Role::Keystore), listen(Role::AuditExport));
+    [gateways, evaluators, keystores, exporters].concat()
+}
+
+/// Approvals are opened only while every process can read their lines of the log.
+fn log_editions(heard: &[InstanceHeartbeat]) -> Finding {
+    if heard.is_empty() {
+        return Finding::skipped("approvals", "no process was heard", "start the roles, and try again");
+    }
+    let old = heard.iter().filter(|one| one.log_edition < InstanceHeartbeat::LOG_EDITION);
+    let old: BTreeSet<String> = old.map(|one| format!("{} {} ({})", one.role, one.instance, one.version)).collect();
+    if old.is_empty() {
+        return Finding::ok("approvals", "every process can read their lines of the log");
+    }
+    let names = old.into_iter().collect::<Vec<_>>().join(", ");
+    Finding::warn("approvals", format!("none is opened while these cannot read their lines: {names}"), "upgrade them")
 }
 
 /// Compares this host's clock with that of the server that leads the state store's stream.
@@ -343,5 +381,26 @@ mod tests {
         assert_eq!(jsz(r#"{"config":{"sync_always":true}}"#), Severity::Ok);
         assert_eq!(jsz(r#"{"config":{"sync_interval":120}}"#), Severity::Error);
         assert_eq!(jsz(r#"{"disabled":true,"config":{}}"#), Severity::Error);
+    }
+
+    #[test]
+    fn a_process_that_cannot_read_lines_about_approvals_is_a_warning() {
+        let heartbeat = |name: &str, log_edition| InstanceHeartbeat {
+            role: Role::AuditExport,
+            instance: name.to_owned(),
+            version: "0.1.0".to_owned(),
+            started_at: Timestamp::UNIX_EPOCH,
+            state: stage0_contract::InstanceState::Ready,
+            remarks: Vec::new(),
+            policy_version: None,
+            delivery: None,
+            log_edition,
+        };
+        assert_eq!(log_editions(&[]).severity, Severity::Skipped);
+        let new = heartbeat("new", InstanceHeartbeat::LOG_EDITION);
+        assert_eq!(log_editions(std::slice::from_ref(&new)).severity, Severity::Ok);
+        let found = log_editions(&[new, heartbeat("old", 0), heartbeat("old", 0)]);
+        assert_eq!(found.severity, Severity::Warn);
+        assert!(found.found.ends_with("lines: audit-export old (0.1.0)"), "{}", found.found);
     }
 }

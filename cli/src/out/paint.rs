@@ -3,11 +3,16 @@
 //! Colours are used on a terminal only, and not with `NO_COLOR` (<https://no-color.org>) or `TERM=dumb`. INVARIANT:
 //! only this file makes escape sequences: text is escaped before it enters a [`Painted`].
 
-use std::io::{self, IsTerminal as _};
+use std::io;
+use std::os::fd::AsFd;
+
+use unicode_width::UnicodeWidthStr as _;
 
 use super::{LineBreaks, escaped};
 
 const RESET: &str = "\u{1b}[0m";
+/// Black on magenta: no other text has it.
+const ESCAPE_COLOUR: &str = "\u{1b}[30;45m";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terminal {
@@ -18,11 +23,18 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     pub(crate) fn of_stdout() -> Self {
-        let stdout = io::stdout();
-        if !stdout.is_terminal() {
+        Self::of(&io::stdout())
+    }
+
+    pub(crate) fn of_stderr() -> Self {
+        Self::of(&io::stderr())
+    }
+
+    fn of(stream: &(impl io::IsTerminal + AsFd)) -> Self {
+        if !stream.is_terminal() {
             return Self { width: None, colours: false };
         }
-        let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| size.ws_col);
+        let columns = rustix::termios::tcgetwinsize(stream).map_or(0, |size| size.ws_col);
         let variable = |name| std::env::var_os(name);
         let colours = colours(
             variable("NO_COLOR").is_some_and(|set| !set.is_empty()),
@@ -40,16 +52,23 @@ fn colours(no_color: bool, dumb: bool) -> bool {
 pub(crate) struct Painted {
     text: String,
     colours: bool,
+    /// The width of the last line so far.
+    pub(super) column: usize,
 }
 
 impl Painted {
     pub(crate) fn new(colours: bool) -> Self {
-        Self { text: String::new(), colours }
+        Self { text: String::new(), colours, column: 0 }
     }
 
     /// Appends text without colours; line breaks are kept.
     pub(crate) fn push(&mut self, text: &str) {
-        self.text.push_str(&escaped(text, LineBreaks::Keep));
+        let text = escaped(text, LineBreaks::Keep);
+        self.column = match text.rsplit_once('\n') {
+            Some((_, last)) => last.width(),
+            None => self.column + text.width(),
+        };
+        self.text.push_str(&text);
     }
 
     /// Appends a word in its colour, if it has one. Spaces around it are not coloured.
@@ -58,13 +77,24 @@ impl Painted {
             Some(colour) => {
                 let before = word.len() - word.trim_start().len();
                 let after = word.len() - word.trim_end().len();
-                self.text.push_str(&" ".repeat(before));
+                self.push(&" ".repeat(before));
                 self.text.push_str(colour);
                 self.push(word.trim());
                 self.text.push_str(RESET);
-                self.text.push_str(&" ".repeat(after));
+                self.push(&" ".repeat(after));
             }
             None => self.push(word),
+        }
+    }
+
+    /// Appends the visible form of a character that would not be seen, such as `\u{202e}`, in a colour of its own.
+    pub(super) fn escape(&mut self, escape: &str) {
+        if self.colours {
+            self.text.push_str(ESCAPE_COLOUR);
+            self.push(escape);
+            self.text.push_str(RESET);
+        } else {
+            self.push(escape);
         }
     }
 
@@ -77,8 +107,8 @@ impl Painted {
 fn colour(word: &str) -> Option<&'static str> {
     match word {
         "ALLOW" | "ready" => Some("\u{1b}[32m"),
-        "DENY" | "FAIL" => Some("\u{1b}[31m"),
-        "DEFER" | "not ready" => Some("\u{1b}[33m"),
+        "DENY" | "FAIL" | "CRITICAL" | "HIGH" | "denied" => Some("\u{1b}[31m"),
+        "DEFER" | "not ready" | "MEDIUM" | "pending" => Some("\u{1b}[33m"),
         _ => None,
     }
 }

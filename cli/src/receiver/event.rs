@@ -38,7 +38,7 @@ impl Event {
         let account = text(&data, "account");
         let sequence = data.get("sequence").and_then(Value::as_u64).filter(|sequence| *sequence > 0);
         let removed = || format!("{} decisions from before {}", number(&data, "count"), text(&data, "before"));
-        let (word, more) = match serde_json::from_value(Value::String(kind.clone())).ok() {
+        let (word, more) = match LineType::parse(&kind) {
             Some(LineType::Decision) => return Some(Self::decision(&data, account, sequence, now)),
             Some(LineType::Checkpoint) => {
                 let (number, covered) = (number(&data, "number"), number(&data, "covered"));
@@ -48,6 +48,12 @@ impl Event {
             Some(LineType::Expiry) => ("expired", removed()),
             Some(LineType::WebhookDisabled) => {
                 ("disabled", format!("{}: {}", text(&data, "webhook"), text(&data, "reason")))
+            }
+            Some(LineType::StopStarted) => ("stop", about("started", &data, "stop_id")),
+            Some(LineType::StopEnded) => ("stop", about("ended", &data, "stop_id")),
+            // Further types belong to approvals and grants: `approval.requested`, for example.
+            Some(_) => {
+                ("approval", about(kind.split_once('.').map_or(&*kind, |(_, word)| word), &data, subject(&data)))
             }
             None if kind == TEST_TYPE => ("test", text(&data, "event")),
             None => ("other", short(&kind)),
@@ -81,6 +87,19 @@ impl Event {
         });
         Self { account, sequence, line, row: Some(row) }
     }
+}
+
+/// The member that names what an event is about.
+fn subject(data: &Value) -> &'static str {
+    if data.get("approval_id").is_some() || data.get("grant_id").is_none() { "approval_id" } else { "grant_id" }
+}
+
+/// What happened to what, where, and who did it.
+fn about(happened: &str, data: &Value, subject: &str) -> String {
+    let actor = data.get("actor").unwrap_or(&Value::Null);
+    let by = [text(actor, "member_id"), text(actor, "key_id")].into_iter().find(|who| who != "-");
+    let by = by.map_or_else(String::new, |who| format!(" by {who}"));
+    format!("{happened} {}  {}{by}", text(data, subject), text(data, "environment"))
 }
 
 pub(super) fn numbered(sequence: Option<u64>) -> String {
@@ -129,6 +148,17 @@ mod tests {
         );
         let disabled = json!({"account": "acc_1", "webhook": "w", "reason": "it is gone", "sequence": 44});
         assert_eq!(of("webhook.disabled", disabled), "disabled  acc_1  #44  w: it is gone");
+        let asked = json!({"account": "acc_1", "approval_id": "apr_1", "environment": "production", "sequence": 45,
+            "action_digest": "00", "request_id": "r"});
+        assert_eq!(of("approval.requested", asked), "approval  acc_1  #45  requested apr_1  production");
+        let approved = json!({"account": "acc_1", "approval_id": "apr_1", "environment": "production", "sequence": 46,
+            "actor": {"key_id": "key_2", "member_id": "mem_2", "authenticated_by": "api_key"}});
+        assert_eq!(of("approval.approved", approved), "approval  acc_1  #46  approved apr_1  production by mem_2");
+        let used = json!({"account": "acc_1", "grant_id": "gra_1", "actor": {"key_id": "key_1"}, "sequence": 47});
+        assert_eq!(of("approval.used", used), "approval  acc_1  #47  used gra_1  - by key_1");
+        let stopped = json!({"account": "acc_1", "stop_id": "stp_1", "actor": {"key_id": "key_2"}, "sequence": 48});
+        assert_eq!(of("stop.started", stopped.clone()), "stop      acc_1  #48  started stp_1  - by key_2");
+        assert_eq!(of("stop.ended", stopped), "stop      acc_1  #48  ended stp_1  - by key_2");
         let test = json!({"account": "acc_1", "event": "test_1", "sequence": 0});
         assert_eq!(of("webhook.test", test), "test      acc_1  -  test_1");
         assert_eq!(of("something.new", json!(null)), "other     -  -  something.new");
@@ -140,7 +170,13 @@ mod tests {
         let codes: Vec<_> = (0..5_000).map(|_| json!({"code": hostile})).collect();
         let data = json!({"verdict": hostile, "environment": hostile, "account": hostile, "request_id": hostile,
             "issues": codes});
-        for body in [json!({"type": "decision.recorded", "data": data}), json!({"type": hostile, "data": data})] {
+        let about = json!({"approval_id": hostile, "environment": hostile, "account": hostile,
+            "actor": {"key_id": hostile}});
+        for body in [
+            json!({"type": "decision.recorded", "data": data}),
+            json!({"type": "approval.voted", "data": about}),
+            json!({"type": hostile, "data": data}),
+        ] {
             let line = line(&body);
             assert!(!line.chars().any(char::is_control) && line.chars().count() < 4_000, "{line}");
         }
@@ -152,5 +188,6 @@ mod tests {
             assert!(Event::read(body.as_bytes(), Timestamp::UNIX_EPOCH).is_none(), "{body}");
         }
         assert_eq!(line(&json!({"type": "decision.recorded"})), "-         -  -  -  -  -");
+        assert_eq!(line(&json!({"type": "approval.voted"})), "approval  -  -  voted -  -");
     }
 }

@@ -7,23 +7,27 @@ use std::path::PathBuf;
 use stage0_audit_export::ExportConfig;
 use stage0_audit_export::egress::EgressConfig;
 use stage0_backplane::nats::{NatsConfig, Sizes};
-use stage0_contract::Role;
+use stage0_contract::{ApprovalMode, Role};
 use stage0_evaluator::{PolicySettings, RunConfig};
 use stage0_gateway::{GatewayConfig, TlsFiles, TlsSettings};
 use stage0_keystore::{KeystoreConfig, OperatorKeySettings};
 use stage0_runtime::ProcessSettings;
 use stage0_runtime::settings;
 use stage0_runtime::settings::kinds::{address, boolean, path, secret_file};
-use stage0_runtime::settings::{Mistakes, Reader};
+use stage0_runtime::settings::{Kind, Mistakes, Reader};
 
 use super::client::ClientSettings;
 use super::nats::{LogStreamSettings, NatsSafety, StreamSettings};
 use super::{Sources, nats};
+use crate::args::accounts::approval_mode;
 
 settings! {
     pub(crate) struct DevOptions {
         /// For one start: goes on with the decision log that is there, though the data directory had another one
         accept_new_log: bool = "accept-new-log" "BOOL" in "Data" as NotInFile, default(false), boolean();
+        /// Whose approvals count in the account: `caller`, what a check says as well, or `verified`, only those that
+        /// members give here (default: as it is; a new account is `caller`)
+        approvals: Option<ApprovalMode> = "approvals" "MODE" in "Approvals", optional, Kind::parsed(approval_mode);
     }
 }
 

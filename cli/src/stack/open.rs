@@ -13,7 +13,7 @@ use super::CA_FILE;
 use crate::args::VERSION;
 use crate::args::stack::OpenArgs;
 use crate::client::{Client, ClientError, Target, read_key, runtime};
-use crate::dev::access::every_scope;
+use crate::dev::access::workload_scopes;
 use crate::dev::banner::ACTION;
 use crate::dev_file::{API_KEY_FILE, DevFile, OPERATOR_KEY_FILE};
 use crate::{files, out};
@@ -70,7 +70,7 @@ impl StackOpen {
     }
 
     fn client(&self, key: ApiKey, account: Option<AccountId>) -> Result<Client, ClientError> {
-        let target = Target { url: self.0.url.clone(), ca: Some(self.0.dir.join(CA_FILE)), key, account };
+        let target = Target { url: self.0.url.clone(), ca: Some(self.0.dir.join(CA_FILE)), key: Some(key), account };
         Client::new(target, REQUEST_TIMEOUT)
     }
 
@@ -125,7 +125,7 @@ fn create_key(runtime: &Runtime, operator: &Client) -> anyhow::Result<(AccountId
             created.context("cannot create the account")?.id
         }
     };
-    let body = json!({ "account": account, "name": KEY_NAME, "scopes": every_scope() });
+    let body = json!({ "account": account, "name": KEY_NAME, "scopes": workload_scopes() });
     let created = runtime.block_on(operator.call(Method::POST, &["v1", "keys"], &[], Some(&body)));
     let created: KeyCreated = created.context("cannot create the key")?;
     Ok((created.account, created.key))

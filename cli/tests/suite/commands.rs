@@ -2,13 +2,18 @@
 
 use crate::harness::{run, stage0};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 16] = [
     "dev",
     "gateway",
     "evaluator",
     "keystore",
     "audit-export",
     "check",
+    "approvals",
+    "stop",
+    "resume",
+    "stops",
+    "members",
     "decisions",
     "webhooks",
     "keys",

@@ -1,10 +1,11 @@
 //! A misbehaving server: it has a dev server's certificate and answers with the bytes that a test gives.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject as _;
@@ -12,6 +13,16 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::harness::{Dev, stage0};
+
+/// A request as it came in.
+#[derive(Debug, Clone)]
+pub(crate) struct Received {
+    /// Such as `GET /v1/stops HTTP/1.1`.
+    pub(crate) line: String,
+    /// The headers, one a line, names in lower case.
+    pub(crate) headers: String,
+    pub(crate) body: String,
+}
 
 /// Answers one request per connection until the test's process ends.
 pub(crate) struct Impostor<'d> {
@@ -51,6 +62,27 @@ impl<'d> Impostor<'d> {
 
     /// Chooses the answer by the first line of each request.
     pub(crate) fn judging(dev: &'d Dev, mut judge: impl FnMut(&str) -> Reply + Send + 'static) -> Self {
+        Self::seeing(dev, move |request| judge(&request.line))
+    }
+
+    /// As [`Impostor::start`]; each request is sent to the receiver as well.
+    pub(crate) fn recording(dev: &'d Dev, answers: Vec<String>) -> (Self, Receiver<Received>) {
+        let (sender, receiver) = channel();
+        let mut answers = answers.into_iter().peekable();
+        let mut answer = String::new();
+        let impostor = Self::seeing(dev, move |request| {
+            // The test may have read all that it wanted.
+            let _ = sender.send(request.clone());
+            if let Some(next) = answers.next() {
+                answer = next;
+            }
+            Reply { bytes: answer.clone().into_bytes(), end: End::Closed }
+        });
+        (impostor, receiver)
+    }
+
+    /// Chooses the answer by the whole request.
+    pub(crate) fn seeing(dev: &'d Dev, mut judge: impl FnMut(&Received) -> Reply + Send + 'static) -> Self {
         let config = Arc::new(config(&dev.data_dir.join("tls")));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -80,8 +112,20 @@ impl<'d> Impostor<'d> {
 
 /// A complete answer.
 pub(crate) fn answer(body: &str) -> String {
+    answer_with("200 OK", body)
+}
+
+/// A refusal of the contract with this text.
+pub(crate) fn refusal(status: &str, message: &str) -> String {
+    let body = serde_json::json!({"message": message, "error": "conflict", "request_id": "r-1",
+        "detail": {"detail": message, "request_id": "r-1"}});
+    answer_with(status, &body.to_string())
+}
+
+/// A complete answer with this status.
+pub(crate) fn answer_with(status: &str, body: &str) -> String {
     format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )
 }
@@ -99,15 +143,25 @@ fn config(tls: &Path) -> ServerConfig {
     builder.with_no_client_auth().with_single_cert(certificates, key).unwrap()
 }
 
-fn serve(stream: TcpStream, config: Arc<ServerConfig>, judge: &mut impl FnMut(&str) -> Reply) -> std::io::Result<()> {
+fn serve(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    judge: &mut impl FnMut(&Received) -> Reply,
+) -> std::io::Result<()> {
     let connection = ServerConnection::new(config).map_err(std::io::Error::other)?;
     let mut stream = BufReader::new(StreamOwned::new(connection, stream));
     let (mut request, mut line) = (String::new(), String::new());
     stream.read_line(&mut request)?;
+    let mut headers = String::new();
     while stream.read_line(&mut line)? > 2 {
+        headers.push_str(&line.to_ascii_lowercase());
         line.clear();
     }
-    let Reply { bytes, end } = judge(&request);
+    let length = headers.lines().find_map(|header| header.strip_prefix("content-length: ")?.trim().parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    stream.read_exact(&mut body)?;
+    let body = String::from_utf8(body).unwrap();
+    let Reply { bytes, end } = judge(&Received { line: request, headers, body });
     let stream = stream.get_mut();
     stream.write_all(&bytes)?;
     stream.flush()?;

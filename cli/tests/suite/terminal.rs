@@ -8,18 +8,24 @@ use crate::harness::Dev;
 
 /// The output of the command on a terminal of the given width.
 fn at_terminal(command: &Command, columns: u32, variables: &[(&str, &str)]) -> String {
+    let mut script = on_terminal(command, columns, variables);
+    let output = script.stdin(std::process::Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("`script` of util-linux (Debian: bsdutils) is needed: {error}"));
+    String::from_utf8(output.stdout).unwrap().replace("\r\n", "\n")
+}
+
+/// The command on a terminal of the given width. The terminal shows what is typed as well.
+pub(crate) fn on_terminal(command: &Command, columns: u32, variables: &[(&str, &str)]) -> Command {
     let quoted = |text: &std::ffi::OsStr| format!("'{}'", text.to_str().unwrap().replace('\'', r"'\''"));
     let words: Vec<String> = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
     let line = format!("stty cols {columns}; {}", words.join(" "));
     let mut script = Command::new("script");
-    script.args(["-q", "-e", "-c", &line, "/dev/null"]).stdin(std::process::Stdio::null());
+    script.args(["-q", "-e", "-c", &line, "/dev/null"]);
     for name in std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("STAGE0_")) {
         script.env_remove(name);
     }
     script.env_remove("NO_COLOR").env("TERM", "xterm").envs(variables.iter().copied());
-    let needed = "`script` of util-linux (Debian: bsdutils) is needed";
-    let output = script.output().unwrap_or_else(|error| panic!("{needed}: {error}"));
-    String::from_utf8(output.stdout).unwrap().replace("\r\n", "\n")
+    script
 }
 
 #[test]
