@@ -109,7 +109,8 @@ impl Installation {
         let gateway = self.build(log).await?;
         let address = gateway.addr();
         tokio::spawn(gateway.run_until(CancellationToken::new()));
-        let account = CreateAccount { caller: self.operator.clone(), name: name.to_owned(), plan: None };
+        let account =
+            CreateAccount { caller: self.operator.clone(), name: name.to_owned(), plan: None, approvals: None };
         let account = self.manage(&account).await?.id;
         if let Some(limit) = limit {
             self.limit(&account, limit).await?;
@@ -120,6 +121,7 @@ impl Installation {
             name: name.to_owned(),
             scopes: [Scope::Check].into(),
             expires_at: None,
+            owner: None,
         };
         let key = self.manage(&key).await?.key.expose().to_owned();
         Ok(Served { address, key, account })
@@ -163,6 +165,8 @@ impl Installation {
             monthly: own,
             require_run_id: None,
             caps: CapChanges::default(),
+            approvals: None,
+            four_eyes: None,
         };
         self.manage(&update).await.map(drop)
     }

@@ -30,6 +30,7 @@ mod raw;
 mod receiver;
 mod relay;
 mod stack;
+mod team;
 mod traffic;
 
 pub use api::{Answer, Api};
@@ -45,4 +46,5 @@ pub use raw::{Dialer, Raw};
 pub use receiver::{Delivery, Receiver, Reply};
 pub use relay::Relay;
 pub use stack::{Stack, StackBuilder, account_scopes, serves, write_keys};
+pub use team::{Agent, Member, Packs, TWO_RELEASE_MANAGERS, Team, two_release_managers};
 pub use traffic::Traffic;

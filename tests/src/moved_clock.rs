@@ -11,6 +11,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::api::Api;
+
 const SOURCE: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -60,6 +62,19 @@ impl MovedClock {
     /// Sets it: from now on it is so far ahead; negative: behind.
     pub fn set(&self, seconds: i64) {
         self.file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
+    }
+
+    /// Sets it ahead in steps, and asks after each of them: a process does not follow a jump of over an hour at once.
+    pub async fn creep(&self, seconds: i64, api: &Api) {
+        const STEP: i64 = 3_000;
+        let mut bytes = [0; size_of::<i64>()];
+        self.file.read_exact_at(&mut bytes, 0).unwrap();
+        let mut ahead = i64::from_ne_bytes(bytes);
+        while ahead < seconds {
+            ahead = seconds.min(ahead + STEP);
+            self.set(ahead);
+            api.get("/v1/approvals").await.expect(200);
+        }
     }
 
     /// For the process that is to have it.

@@ -15,6 +15,7 @@ use crate::Authority;
 use crate::api::Api;
 use crate::moved_clock::MovedClock;
 use crate::process::Process;
+use crate::team::Packs;
 
 mod builder;
 
@@ -40,9 +41,10 @@ pub struct Stack {
     settings: StackBuilder,
 }
 
-/// Every scope that an account's key can have.
+/// Every scope that an account's key can have, a member's excepted.
 pub fn account_scopes() -> Vec<&'static str> {
-    Scope::ALL.into_iter().filter(|scope| *scope != Scope::Operator).map(Scope::as_str).collect()
+    let others = [Scope::Operator, Scope::ApprovalsDecide];
+    Scope::ALL.into_iter().filter(|scope| !others.contains(scope)).map(Scope::as_str).collect()
 }
 
 /// It said so.
@@ -171,6 +173,11 @@ impl Stack {
     /// Evaluators and gateways that are started from now on have this clock; none: this machine's.
     pub fn set_clock(&mut self, clock: Option<&MovedClock>) {
         self.settings.environment = clock.map(MovedClock::environment).unwrap_or_default();
+    }
+
+    /// `dev` and evaluators that are started from now on decide by this version.
+    pub fn decide_by(&mut self, packs: &Packs, version: &str) {
+        self.settings.policy_arguments = packs.active(version);
     }
 
     /// One more, at another address.

@@ -10,6 +10,7 @@ use stage0_contract::Role;
 
 use super::{Authority, NatsServer, Process, Stack};
 use crate::moved_clock::MovedClock;
+use crate::team::Packs;
 
 /// Signed checkpoints follow at once, so that no test waits for one.
 const CHECKPOINTS: [&str; 2] = ["--checkpoint-seconds", "1"];
@@ -26,6 +27,8 @@ pub struct StackBuilder {
     arguments: Vec<String>,
     gateway_arguments: Vec<String>,
     export_arguments: Vec<String>,
+    /// Of `dev` and every evaluator that is started from now on.
+    pub(super) policy_arguments: Vec<String>,
     private_webhooks: bool,
     unverified: bool,
     memory: Option<u64>,
@@ -86,6 +89,12 @@ impl StackBuilder {
     pub fn export_with(mut self, arguments: &[&str]) -> Self {
         self.export_arguments.extend(owned(arguments));
         self
+    }
+
+    /// `dev` and every evaluator decide by the first of these packs.
+    #[must_use]
+    pub fn policies(self, packs: &Packs) -> Self {
+        Self { policy_arguments: packs.arguments(), ..self }
     }
 
     /// Checks are answered within the time that a user's gateway takes at most.
@@ -190,7 +199,7 @@ impl StackBuilder {
         let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
         let parts =
             [&owned(&own), &self.arguments, &self.gateway_arguments, &self.export_arguments, &owned(&CHECKPOINTS)];
-        let rest = [self.private(), self.budget()].concat();
+        let rest = [self.private(), self.budget(), self.policy_arguments.clone()].concat();
         let arguments = [parts.map(Vec::clone).concat(), rest].concat();
         let dev = Process::start_in(&arguments, self.memory, &self.environment);
         dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
@@ -215,7 +224,8 @@ impl StackBuilder {
 
     pub(super) fn start_evaluator(&self, nats: &NatsServer) -> Process {
         let own = ["evaluator", "--nats", &nats.url()];
-        let arguments = [owned(&own), self.arguments.clone(), self.keys(Role::Evaluator)].concat();
+        let arguments =
+            [owned(&own), self.arguments.clone(), self.policy_arguments.clone(), self.keys(Role::Evaluator)].concat();
         let evaluator = Process::start_in(&arguments, self.memory, &self.environment);
         evaluator.wait_for_log("evaluator starts", "version");
         evaluator

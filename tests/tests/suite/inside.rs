@@ -5,7 +5,7 @@
 
 mod bounds;
 mod callers;
-mod freeze;
+pub(crate) mod freeze;
 mod malformed;
 mod marks;
 mod numbers;

@@ -10,6 +10,9 @@
 )]
 
 mod abuse;
+mod approvals;
+mod approvals_asker;
+mod approvals_storm;
 mod balancers;
 mod browser;
 mod cases;
@@ -33,6 +36,7 @@ mod inside;
 mod keys;
 mod limits;
 mod logins;
+mod members;
 mod newest_first;
 mod openapi;
 mod outage;
@@ -46,6 +50,7 @@ mod service;
 mod shapes;
 mod starting;
 mod status;
+mod stops;
 mod storm;
 mod tampering;
 mod webhooks;

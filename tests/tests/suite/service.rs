@@ -107,7 +107,8 @@ async fn every_documented_path_exists_and_every_operation_is_known() {
     let paths = openapi["paths"].as_object().unwrap();
     for (path, operations) in paths {
         let path = path.replace("{id}", "0000000000000000").replace("{request_id}", "0000000000000000");
-        let methods: Vec<_> = operations.as_object().unwrap().keys().map(|m| m.to_uppercase()).collect();
+        let mut methods: Vec<_> = operations.as_object().unwrap().keys().map(|m| m.to_uppercase()).collect();
+        methods.sort();
         for method in &methods {
             let status = stack.api.send(method.parse().unwrap(), &path, &[], None).await.status;
             assert!(status != 405, "{method} {path}: {status}");
@@ -206,7 +207,7 @@ async fn dev_at_rest_stays_small() {
     eprintln!("resident after one check: {:.1} MB", resident as f64 / 1e6);
     // Half of it is the binary itself, which is larger unoptimised than released, and a fifth are the compiled forms of
     // secrets; the released one's number stands in the README.
-    assert!(resident < 120_000_000, "{resident} bytes");
+    assert!(resident < 130_000_000, "{resident} bytes");
 }
 
 #[tokio::test]

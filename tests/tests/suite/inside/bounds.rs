@@ -160,6 +160,7 @@ async fn an_evaluator_rejects_a_gateway_clock_that_differs_from_the_state_store(
     let asked = async |number: u64, ahead: i64| {
         let context = json!({"run_id": "stolen"});
         let question = EvaluateRequest {
+            asker: None,
             request_id: RequestId::parse(&format!("0190163d-8694-739b-aea5-{number:012x}")).unwrap(),
             account: AccountId::parse(&stack.account).unwrap(),
             request: CheckRequest::parse(json!({"goal": "g", "context": context})).unwrap(),

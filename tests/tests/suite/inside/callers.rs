@@ -48,7 +48,7 @@ async fn identity(attacker: &Backplane, key: &ApiKey) -> KeyIdentity {
 
 fn operator_key(caller: Caller, account: &AccountId) -> CreateKey {
     let (account, scopes) = (Some(account.clone()), Scopes::from([Scope::Operator]));
-    CreateKey { caller, account, name: "minted".to_owned(), scopes, expires_at: None }
+    CreateKey { owner: None, caller, account, name: "minted".to_owned(), scopes, expires_at: None }
 }
 
 fn is_refused<T: std::fmt::Debug>(reply: &ManageReply<T>) -> bool {
@@ -243,6 +243,7 @@ async fn an_evaluator_cannot_fill_the_log_with_unrequested_input() {
     let mut stack = Stack::build().nats().await;
     let (gateway, evaluator) = (taken_over(&stack, Role::Gateway).await, taken_over(&stack, Role::Evaluator).await);
     let question = EvaluateRequest {
+        asker: None,
         request_id: RequestId::parse("01a21718-c56a-711b-a828-87929259d107").unwrap(),
         account: AccountId::parse(&stack.account).unwrap(),
         request: CheckRequest::parse(Api::harmless()).unwrap(),

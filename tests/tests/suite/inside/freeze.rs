@@ -184,7 +184,7 @@ async fn cached_keys_work_without_a_keystore_but_not_on_a_gateway_that_was_froze
 }
 
 /// A gateway that reaches NATS over a relay.
-async fn gateway_over(stack: &Stack, relay: &Relay) -> (Process, Api) {
+pub(crate) async fn gateway_over(stack: &Stack, relay: &Relay) -> (Process, Api) {
     let (nats, keys) = (stack.nats.as_ref().unwrap(), stack.keys_dir().join("gateway.keys"));
     let (url, monitor) = (format!("nats://{}", relay.address), nats.monitor());
     let tls = stack.directory.path().join("tls");
@@ -198,7 +198,7 @@ async fn gateway_over(stack: &Stack, relay: &Relay) -> (Process, Api) {
     (gateway, api)
 }
 
-async fn relay_of(stack: &Stack) -> Relay {
+pub(crate) async fn relay_of(stack: &Stack) -> Relay {
     Relay::start(stack.nats.as_ref().unwrap().url().trim_start_matches("nats://")).await
 }
 
