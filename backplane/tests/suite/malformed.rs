@@ -2,6 +2,7 @@
 //! here they end no connection and no read, and no role accepts them, with message keys or without.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -10,6 +11,7 @@ use stage0_backplane::{Backplane, EntryFilter, EntryKind, Event, MarkError, Requ
 use stage0_contract::{EvaluateRequest, KeyChanged, Notice as _, Request as _, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 
 use crate::auth::{Open, is_done};
 use crate::writing::{
@@ -204,9 +206,17 @@ async fn a_malformed_record_of_the_state_store_is_an_error_and_not_a_missing_rec
         let mut raw = Raw::connect(&open).await;
         for (number, block) in BLOCKS.into_iter().enumerate() {
             let key = format!("usage.a.m{number}");
+            let stored_by = soon();
             raw.publish(format!("s0.ledger.{key}").as_bytes(), block, "5").await;
             raw.is_done().await;
-            let why = gateway.state_store.get(&key, soon()).await.unwrap_err().0.to_string();
+            // The server stores what it received a moment later; until then, there is no record.
+            let why = loop {
+                match gateway.state_store.get(&key, soon()).await {
+                    Err(error) => break error.0.to_string(),
+                    Ok(None) if Instant::now() < stored_by => sleep(Duration::from_millis(5)).await,
+                    Ok(record) => panic!("{key}: {record:?}"),
+                }
+            };
             assert!(why.contains("is not believed"), "{why}");
         }
         assert_eq!(health.disconnects(), 0);
