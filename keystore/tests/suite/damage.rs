@@ -12,7 +12,6 @@ use stage0_contract::{
 use stage0_keystore::{OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 
 use crate::harness::{Running, anonymous, config, done};
-use crate::members::member;
 use crate::stops::{create, listed};
 
 /// A directory and the changes that were acknowledged in it.
@@ -52,7 +51,7 @@ impl Kept {
         self.endpoints.push(running.webhook(&self.account).await);
         running.delete_webhook(&gone).await;
         self.deleted.push(gone);
-        let (id, caller) = member(&running, &self.account, &[]).await;
+        let (id, caller) = running.member(&self.account, &[]).await;
         self.members.push(id);
         self.live.extend(caller.key);
         let stop = CreateStop {

@@ -6,10 +6,11 @@ use std::time::Duration;
 use stage0_backplane::embedded::{Bus, OpenError};
 use stage0_backplane::{Backplane, Event, Subscription};
 use stage0_contract::{
-    Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, Endpoint, KeyChanged,
-    KeyCreated, KeyId, KeyIdentity, KeystoreStatus, ListEndpoints, ListKeys, ManageReply, RefreshKey, RefreshKeyReply,
-    Refusal, Request, RevokeKey, Revoked, RotateKey, Scope, Scopes, VerifyKey, VerifyKeyReply, WebhookCreated,
-    WebhookDeleted, WebhookFilters, WebhookId,
+    AcceptInvitation, Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook,
+    Endpoint, InvitationAccepted, InvitationCode, InviteMember, KeyChanged, KeyCreated, KeyId, KeyIdentity,
+    KeystoreStatus, ListEndpoints, ListKeys, ManageReply, MemberId, RefreshKey, RefreshKeyReply, Refusal, Request,
+    RevokeKey, Revoked, RotateKey, Scope, Scopes, VerifyKey, VerifyKeyReply, WebhookCreated, WebhookDeleted,
+    WebhookFilters, WebhookId,
 };
 use stage0_keystore::{BuildError, HashCost, Health, Keystore, KeystoreConfig, OPERATOR_KEY_FILE, RunError};
 use tokio::task::JoinHandle;
@@ -17,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Long enough for the slowest machine; nothing waits for it to pass.
 const ENOUGH: Duration = Duration::from_secs(30);
+
+/// What a start may have to do without: nothing, or one of the two that are rebuilt from each other.
+pub(crate) const LOSSES: [Option<&str>; 3] = [None, Some("store"), Some("journal")];
 
 pub(crate) struct Running {
     pub(crate) backplane: Backplane,
@@ -70,9 +74,46 @@ pub(crate) fn caller_of(made: &KeyCreated) -> Caller {
     Caller { account, key_id: id, scopes, key: Some(key) }
 }
 
+pub(crate) fn caller_of_member(accepted: &InvitationAccepted) -> Caller {
+    let InvitationAccepted { member, key_id, key } = accepted.clone();
+    Caller { account: member.account, key_id, scopes: member.scopes, key: Some(key) }
+}
+
+pub(crate) fn invite(caller: &Caller, name: &str) -> InviteMember {
+    InviteMember {
+        caller: caller.clone(),
+        account: None,
+        name: name.to_owned(),
+        mail: Some("ada@example.org".to_owned()),
+        groups: vec!["release-managers".to_owned()],
+        scopes: None,
+        valid_seconds: 3_600,
+    }
+}
+
+/// Removes a file, or a directory with everything in it.
+pub(crate) fn remove(path: &Path) {
+    if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+}
+
 impl Running {
     pub(crate) async fn start(dir: &Path) -> Self {
         Self::try_start(dir).await.unwrap()
+    }
+
+    /// With an account of its own.
+    pub(crate) async fn with_account(dir: &Path) -> (Self, AccountId) {
+        let running = Self::start(dir).await;
+        let account = running.account("a").await.id;
+        (running, account)
+    }
+
+    /// Starts again after one of [`LOSSES`].
+    pub(crate) async fn start_without(dir: &Path, lost: Option<&str>) -> Self {
+        if let Some(lost) = lost {
+            remove(&dir.join(lost));
+        }
+        Self::start(dir).await
     }
 
     pub(crate) async fn try_start(dir: &Path) -> Result<Self, BuildError> {
@@ -135,6 +176,26 @@ impl Running {
 
     pub(crate) async fn key(&self, account: &AccountId, with: &[Scope]) -> KeyCreated {
         done(self.ask(&self.create(account, with)).await)
+    }
+
+    /// The caller with a new key of the account.
+    pub(crate) async fn caller(&self, account: &AccountId, with: &[Scope]) -> Caller {
+        caller_of(&self.key(account, with).await)
+    }
+
+    /// A member whom the operator invited, with its first key and these scopes beside `approvals:decide`.
+    pub(crate) async fn member(&self, account: &AccountId, more: &[Scope]) -> (MemberId, Caller) {
+        let mut with = scopes(more);
+        with.insert(Scope::ApprovalsDecide);
+        let call =
+            InviteMember { account: Some(account.clone()), scopes: Some(with), ..invite(&self.operator, "Grace") };
+        let invited = done(self.ask(&call).await);
+        let accepted = done(self.accept(&invited.invitation_code).await);
+        (accepted.member.id.clone(), caller_of_member(&accepted))
+    }
+
+    pub(crate) async fn accept(&self, code: &InvitationCode) -> ManageReply<InvitationAccepted> {
+        self.ask(&AcceptInvitation { code: code.clone() }).await
     }
 
     pub(crate) fn create(&self, account: &AccountId, with: &[Scope]) -> CreateKey {

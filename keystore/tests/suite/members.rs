@@ -5,46 +5,14 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use stage0_contract::{
     AcceptInvitation, AccountId, ApprovalMode, Caller, CreateAccount, CreateKey, DelegateMember, Holder,
-    InvitationAccepted, InvitationCode, InviteMember, KeyChanged, ListKeys, ListMembers, ManageReply, Member, MemberId,
-    MemberInvited, MemberStatus, People, Person, PersonRecord, ReadPeople, Refusal, ReinviteMember, RemoveMember,
-    RevokeKey, RotateKey, Scope, UpdateAccount, UpdateMember,
+    InvitationCode, InviteMember, KeyChanged, ListKeys, ListMembers, ManageReply, Member, MemberId, MemberInvited,
+    MemberStatus, People, Person, PersonRecord, ReadPeople, Refusal, ReinviteMember, RemoveMember, RevokeKey,
+    RotateKey, Scope, UpdateAccount, UpdateMember,
 };
 use tokio::task::JoinSet;
 
-use crate::harness::{Running, caller_of, done, next_key_notice, refused, scopes};
+use crate::harness::{LOSSES, Running, caller_of, caller_of_member, done, invite, next_key_notice, refused, scopes};
 use crate::webhooks::unchanged;
-
-pub(crate) fn invite(caller: &Caller, name: &str) -> InviteMember {
-    InviteMember {
-        caller: caller.clone(),
-        account: None,
-        name: name.to_owned(),
-        mail: Some("ada@example.org".to_owned()),
-        groups: vec!["release-managers".to_owned()],
-        scopes: None,
-        valid_seconds: 3_600,
-    }
-}
-
-pub(crate) async fn accept(running: &Running, code: &InvitationCode) -> ManageReply<InvitationAccepted> {
-    running.ask(&AcceptInvitation { code: code.clone() }).await
-}
-
-/// A member whom the operator invited, with its first key and these scopes beside `approvals:decide`.
-pub(crate) async fn member(running: &Running, account: &AccountId, more: &[Scope]) -> (MemberId, Caller) {
-    let mut with = scopes(more);
-    with.insert(Scope::ApprovalsDecide);
-    let call =
-        InviteMember { account: Some(account.clone()), scopes: Some(with), ..invite(&running.operator, "Grace") };
-    let invited = done(running.ask(&call).await);
-    let accepted = done(accept(running, &invited.invitation_code).await);
-    (accepted.member.id.clone(), caller_of_member(&accepted))
-}
-
-fn caller_of_member(accepted: &InvitationAccepted) -> Caller {
-    let InvitationAccepted { member, key_id, key } = accepted.clone();
-    Caller { account: member.account, key_id, scopes: member.scopes, key: Some(key) }
-}
 
 async fn list(running: &Running, account: &AccountId) -> Vec<Member> {
     let call =
@@ -67,23 +35,22 @@ async fn holder(running: &Running, key: &stage0_contract::ApiKey) -> Holder {
 #[tokio::test]
 async fn an_invitation_makes_one_key_of_a_member_whose_inviter_is_recorded() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
+    let (running, account) = Running::with_account(dir.path()).await;
     let manager = running.key(&account, &[Scope::MembersManage]).await;
     let MemberInvited { member, invitation_code: code, invitation_expires_at } =
         done(running.ask(&invite(&caller_of(&manager), "Ada")).await);
     assert_eq!((member.status, member.name.as_str()), (MemberStatus::Invited, "Ada"));
     assert_eq!(invitation_expires_at, member.created_at + SignedDuration::from_secs(3_600));
     assert!(!person(&running, &account, &member.id).await.may_decide, "it has no key yet");
-    let accepted = done(accept(&running, &code).await);
+    let accepted = done(running.accept(&code).await);
     assert_eq!(accepted.member, Member { status: MemberStatus::Active, ..member.clone() });
     let identity = running.verify(&accepted.key).await.unwrap();
     assert_eq!(identity.scopes, scopes(&[Scope::ApprovalsDecide]));
     let own = Holder { member: Some(member.id.clone()), ..Holder::of_workload(accepted.key_id.clone()) };
     assert_eq!(identity.holder, Some(own));
-    assert_eq!(refused(accept(&running, &code).await), Refusal::NotFound, "a code is used once");
+    assert_eq!(refused(running.accept(&code).await), Refusal::NotFound, "a code is used once");
     let unknown = InvitationCode::from_random(&[7; 20]);
-    assert_eq!(refused(accept(&running, &unknown).await), Refusal::NotFound);
+    assert_eq!(refused(running.accept(&unknown).await), Refusal::NotFound);
     let expected = PersonRecord {
         id: member.id.clone(),
         groups: vec!["release-managers".to_owned()],
@@ -103,8 +70,7 @@ async fn an_invitation_makes_one_key_of_a_member_whose_inviter_is_recorded() {
 #[tokio::test]
 async fn a_members_keys_are_named_by_their_first_one_until_it_is_invited_again() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
+    let (running, account) = Running::with_account(dir.path()).await;
     let rights = scopes(&[Scope::ApprovalsDecide, Scope::KeysManage]);
     let call = InviteMember {
         account: Some(account.clone()),
@@ -112,11 +78,11 @@ async fn a_members_keys_are_named_by_their_first_one_until_it_is_invited_again()
         ..invite(&running.operator, "Ada")
     };
     let invited = done(running.ask(&call).await);
-    let first = done(accept(&running, &invited.invitation_code).await);
+    let first = done(running.accept(&invited.invitation_code).await);
     let id = first.member.id.clone();
     assert_eq!(person(&running, &account, &id).await.keys, std::slice::from_ref(&first.key_id));
-    let caller =
-        Caller { account: account.clone(), key_id: first.key_id.clone(), scopes: rights, key: Some(first.key.clone()) };
+    let caller = caller_of_member(&first);
+    assert_eq!(caller.scopes, rights);
     for overlap_seconds in [60, 0] {
         let rotate = RotateKey { caller: caller.clone(), id: first.key_id.clone(), overlap_seconds };
         done(running.ask(&rotate).await);
@@ -124,7 +90,7 @@ async fn a_members_keys_are_named_by_their_first_one_until_it_is_invited_again()
     }
     let again = ReinviteMember { caller: running.operator.clone(), id: id.clone(), valid_seconds: 60 };
     let code = done(running.ask(&again).await).invitation_code;
-    let second = done(accept(&running, &code).await);
+    let second = done(running.accept(&code).await);
     assert_eq!(person(&running, &account, &id).await.keys, [second.key_id], "the earlier keys ended");
     running.stop().await;
 }
@@ -132,8 +98,7 @@ async fn a_members_keys_are_named_by_their_first_one_until_it_is_invited_again()
 #[tokio::test]
 async fn of_many_acceptances_of_one_code_exactly_one_gets_a_key() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
+    let (running, account) = Running::with_account(dir.path()).await;
     let call = InviteMember { account: Some(account.clone()), ..invite(&running.operator, "Ada") };
     let code = done(running.ask(&call).await).invitation_code;
     let mut asked = JoinSet::new();
@@ -156,7 +121,7 @@ async fn of_many_acceptances_of_one_code_exactly_one_gets_a_key() {
     }
     // Each of them may have been one too many.
     while keys == 0 {
-        keys += usize::from(matches!(accept(&running, &code).await, ManageReply::Done(_)));
+        keys += usize::from(matches!(running.accept(&code).await, ManageReply::Done(_)));
     }
     assert_eq!((keys, running.keys_of(&account).await), (1, 1));
     running.stop().await;
@@ -165,19 +130,18 @@ async fn of_many_acceptances_of_one_code_exactly_one_gets_a_key() {
 #[tokio::test]
 async fn a_new_invitation_ends_the_old_code_and_its_acceptance_the_old_key() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
+    let (running, account) = Running::with_account(dir.path()).await;
     let manager = running.key(&account, &[Scope::MembersManage]).await;
     let first = done(running.ask(&invite(&caller_of(&manager), "Ada")).await);
     let (id, other) = (first.member.id, running.key(&account, &[Scope::MembersManage]).await);
     let again = |by: &Caller| ReinviteMember { caller: by.clone(), id: id.clone(), valid_seconds: 60 };
     let second = done(running.ask(&again(&caller_of(&other))).await);
-    assert_eq!(refused(accept(&running, &first.invitation_code).await), Refusal::NotFound, "it was replaced");
-    let lost = done(accept(&running, &second.invitation_code).await);
+    assert_eq!(refused(running.accept(&first.invitation_code).await), Refusal::NotFound, "it was replaced");
+    let lost = done(running.accept(&second.invitation_code).await);
     let third = done(running.ask(&again(&running.operator)).await);
     assert!(running.is_active(&lost.key_id).await, "until the invitation is accepted");
     let mut notices = running.backplane.notices.subscribe::<KeyChanged>().await.unwrap();
-    let found = done(accept(&running, &third.invitation_code).await);
+    let found = done(running.accept(&third.invitation_code).await);
     assert!(!running.is_active(&lost.key_id).await && running.is_active(&found.key_id).await);
     assert_eq!(next_key_notice(&mut notices).await, (account.clone(), found.key_id));
     let made_by = [manager.id, other.id].map(Person::Workload);
@@ -188,11 +152,10 @@ async fn a_new_invitation_ends_the_old_code_and_its_acceptance_the_old_key() {
 #[tokio::test]
 async fn a_removed_members_keys_and_invitations_end_at_once_and_its_name_is_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
-    let manager = caller_of(&running.key(&account, &[Scope::MembersManage]).await);
+    let (running, account) = Running::with_account(dir.path()).await;
+    let manager = running.caller(&account, &[Scope::MembersManage]).await;
     let invited = done(running.ask(&invite(&manager, "Ada")).await);
-    let accepted = done(accept(&running, &invited.invitation_code).await);
+    let accepted = done(running.accept(&invited.invitation_code).await);
     let id = accepted.member.id.clone();
     let again = ReinviteMember { caller: manager.clone(), id: id.clone(), valid_seconds: 60 };
     let pending = done(running.ask(&again).await).invitation_code;
@@ -201,7 +164,7 @@ async fn a_removed_members_keys_and_invitations_end_at_once_and_its_name_is_gone
     done(running.ask(&remove).await);
     assert_eq!(next_key_notice(&mut notices).await.0, account);
     assert_eq!(running.verify(&accepted.key).await, None);
-    assert_eq!(refused(accept(&running, &pending).await), Refusal::NotFound);
+    assert_eq!(refused(running.accept(&pending).await), Refusal::NotFound);
     assert_eq!(list(&running, &account).await, []);
     let gone = person(&running, &account, &id).await;
     assert_eq!((gone.may_decide, gone.groups, gone.made_by.len()), (false, Vec::new(), 1));
@@ -216,9 +179,8 @@ async fn a_removed_members_keys_and_invitations_end_at_once_and_its_name_is_gone
 #[tokio::test]
 async fn all_keys_of_a_member_that_rotated_often_are_revoked() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
-    let (id, mut caller) = member(&running, &account, &[Scope::KeysManage]).await;
+    let (running, account) = Running::with_account(dir.path()).await;
+    let (id, mut caller) = running.member(&account, &[Scope::KeysManage]).await;
     let mut keys = vec![caller.key_id.clone()];
     for _ in 0..70 {
         let id = caller.key_id.clone();
@@ -237,38 +199,32 @@ async fn all_keys_of_a_member_that_rotated_often_are_revoked() {
 #[tokio::test]
 async fn members_and_their_invitations_survive_restarts_and_lost_files() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
-    let manager = caller_of(&running.key(&account, &[Scope::MembersManage]).await);
+    let (running, account) = Running::with_account(dir.path()).await;
+    let manager = running.caller(&account, &[Scope::MembersManage]).await;
     let used = done(running.ask(&invite(&manager, "Ada")).await);
-    let accepted = done(accept(&running, &used.invitation_code).await);
+    let accepted = done(running.accept(&used.invitation_code).await);
     let mut pending = done(running.ask(&invite(&manager, "Grace")).await);
     let removed = done(running.ask(&invite(&manager, "Eve")).await).member.id;
     done(running.ask(&RemoveMember { caller: manager, id: removed.clone() }).await);
     let (members, before) = (list(&running, &account).await, people(&running, &account).await);
     assert_eq!((members.len(), before.members.len()), (2, 3));
     running.stop().await;
-    for lost in [None, Some("store"), Some("journal")] {
-        match lost.map(|lost| dir.path().join(lost)) {
-            Some(lost) if lost.is_dir() => std::fs::remove_dir_all(lost).unwrap(),
-            Some(lost) => std::fs::remove_file(lost).unwrap(),
-            None => {}
-        }
-        let running = Running::start(dir.path()).await;
+    for lost in LOSSES {
+        let running = Running::start_without(dir.path(), lost).await;
         assert_eq!(list(&running, &account).await, members, "{lost:?}");
         assert_eq!(people(&running, &account).await, before, "{lost:?}");
-        assert_eq!(refused(accept(&running, &used.invitation_code).await), Refusal::NotFound, "{lost:?}");
+        assert_eq!(refused(running.accept(&used.invitation_code).await), Refusal::NotFound, "{lost:?}");
         assert!(running.is_active(&accepted.key_id).await);
         // A second invitation replaces the first; it is the one that the next start must know.
         let again =
             ReinviteMember { caller: running.operator.clone(), id: pending.member.id.clone(), valid_seconds: 3_600 };
         let next = done(running.ask(&again).await);
-        assert_eq!(refused(accept(&running, &pending.invitation_code).await), Refusal::NotFound, "{lost:?}");
+        assert_eq!(refused(running.accept(&pending.invitation_code).await), Refusal::NotFound, "{lost:?}");
         pending = next;
         running.stop().await;
     }
     let running = Running::start(dir.path()).await;
-    done(accept(&running, &pending.invitation_code).await);
+    done(running.accept(&pending.invitation_code).await);
     running.stop().await;
     let journal = std::fs::read(dir.path().join(stage0_keystore::JOURNAL_FILE)).unwrap();
     let journal = String::from_utf8_lossy(&journal);
@@ -282,11 +238,11 @@ async fn calls_about_members_need_their_scope_and_reach_no_other_account() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let (mine, theirs) = (running.account("mine").await.id, running.account("theirs").await.id);
-    let (foreign, _) = member(&running, &theirs, &[]).await;
-    let manager = caller_of(&running.key(&mine, &[Scope::MembersManage]).await);
+    let (foreign, _) = running.member(&theirs, &[]).await;
+    let manager = running.caller(&mine, &[Scope::MembersManage]).await;
     let lacking = [Scope::MembersManage, Scope::ApprovalsDecide, Scope::Operator];
     let others: Vec<_> = Scope::ALL.into_iter().filter(|scope| !lacking.contains(scope)).collect();
-    let others = caller_of(&running.key(&mine, &others).await);
+    let others = running.caller(&mine, &others).await;
     for (caller, refusal) in [(manager, Refusal::NotFound), (others, Refusal::ScopeMissing(Scope::MembersManage))] {
         let invite = InviteMember { account: Some(theirs.clone()), ..invite(&caller, "Eve") };
         assert_eq!(refused(running.ask(&invite).await), refusal);
@@ -309,9 +265,8 @@ async fn calls_about_members_need_their_scope_and_reach_no_other_account() {
 #[tokio::test]
 async fn members_are_listed_in_pages() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
-    let manager = caller_of(&running.key(&account, &[Scope::MembersManage]).await);
+    let (running, account) = Running::with_account(dir.path()).await;
+    let manager = running.caller(&account, &[Scope::MembersManage]).await;
     let mut ids = BTreeSet::new();
     for name in ["Ada", "Grace", "Alan"] {
         ids.insert(done(running.ask(&invite(&manager, name)).await).member.id);
@@ -334,9 +289,8 @@ async fn members_are_listed_in_pages() {
 #[tokio::test]
 async fn a_member_delegates_by_its_own_key_without_a_scope_for_it() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
-    let ((away, caller), (to, other)) = (member(&running, &account, &[]).await, member(&running, &account, &[]).await);
+    let (running, account) = Running::with_account(dir.path()).await;
+    let ((away, caller), (to, other)) = (running.member(&account, &[]).await, running.member(&account, &[]).await);
     let until = Timestamp::from_second(Timestamp::now().as_second() + 3_600).unwrap();
     let call = |caller: &Caller| DelegateMember {
         caller: caller.clone(),
@@ -345,7 +299,7 @@ async fn a_member_delegates_by_its_own_key_without_a_scope_for_it() {
         until: Some(until),
     };
     assert_eq!(refused(running.ask(&call(&other)).await), Refusal::ScopeMissing(Scope::Operator));
-    let manager = caller_of(&running.key(&account, &[Scope::MembersManage]).await);
+    let manager = running.caller(&account, &[Scope::MembersManage]).await;
     assert_eq!(refused(running.ask(&call(&manager)).await), Refusal::ScopeMissing(Scope::Operator));
     // The same claims with another's key.
     let stolen = Caller { key: other.key.clone(), ..caller.clone() };
@@ -361,11 +315,10 @@ async fn a_member_delegates_by_its_own_key_without_a_scope_for_it() {
 #[tokio::test]
 async fn a_workloads_keys_keep_their_name_their_owner_and_who_knows_their_secret() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
-    let (owner, _) = member(&running, &account, &[]).await;
-    let (maker, by) = member(&running, &account, &[Scope::KeysManage, Scope::Check]).await;
-    let (other, by_other) = member(&running, &account, &[Scope::KeysManage, Scope::Check]).await;
+    let (running, account) = Running::with_account(dir.path()).await;
+    let (owner, _) = running.member(&account, &[]).await;
+    let (maker, by) = running.member(&account, &[Scope::KeysManage, Scope::Check]).await;
+    let (other, by_other) = running.member(&account, &[Scope::KeysManage, Scope::Check]).await;
     let call = CreateKey {
         caller: by.clone(),
         account: None,
@@ -406,7 +359,7 @@ async fn only_an_active_member_of_the_account_owns_a_workload() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let (mine, theirs) = (running.account("mine").await.id, running.account("theirs").await.id);
-    let (foreign, _) = member(&running, &theirs, &[]).await;
+    let (foreign, _) = running.member(&theirs, &[]).await;
     let call = InviteMember { account: Some(mine.clone()), ..invite(&running.operator, "Ada") };
     let invited = done(running.ask(&call).await);
     let owned = |owner: &MemberId| CreateKey { owner: Some(owner.clone()), ..running.create(&mine, &[Scope::Check]) };
@@ -416,7 +369,7 @@ async fn only_an_active_member_of_the_account_owns_a_workload() {
             other => panic!("{other:?}"),
         }
     }
-    done(accept(&running, &invited.invitation_code).await);
+    done(running.accept(&invited.invitation_code).await);
     done(running.ask(&owned(&invited.member.id)).await);
     let decides = running.create(&mine, &[Scope::ApprovalsDecide]);
     assert!(matches!(refused(running.ask(&decides).await), Refusal::Invalid(_)));

@@ -9,7 +9,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use stage0_contract::{ManageReply, Refusal, RemoveMember, Scope, StopScope};
 
 use crate::harness::{Running, done};
-use crate::members::member;
 use crate::stops::{create, of_key};
 use crate::witness::{Witness, Writer, put_aside, rounds, somewhere_below};
 
@@ -118,7 +117,7 @@ async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
     let running = Running::start(&data).await;
     let account = running.account("full").await.id;
     let mut kept = vec![running.key(&account, &[Scope::Check]).await.key];
-    let (id, person) = member(&running, &account, &[]).await;
+    let (id, person) = running.member(&account, &[]).await;
     fill(&disk.at.join("filler"));
     let mut failed = 0;
     // A few changes may still fit into blocks that are allocated already.

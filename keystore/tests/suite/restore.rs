@@ -13,8 +13,7 @@ use stage0_contract::{
 use stage0_keystore::{BuildError, Health, Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
 
 use crate::damage::copy_dir;
-use crate::harness::{Running, anonymous, config, done, refused, state_store};
-use crate::members::{accept, invite, member};
+use crate::harness::{Running, anonymous, config, done, invite, refused, remove, state_store};
 use crate::older::{LIVE, older};
 use crate::stops::{create, listed, of_key};
 
@@ -64,8 +63,7 @@ impl History {
     }
 
     fn remove(&self, file: &str) {
-        let path = self.dir.path().join(file);
-        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+        remove(&self.dir.path().join(file));
     }
 
     /// Checks that the start is refused and changes no file. Returns the reason.
@@ -274,7 +272,7 @@ async fn an_accepted_restore_revokes_keys_of_removed_members_ends_invitations_an
     let history = History::new().await;
     let running = Running::start(history.dir.path()).await;
     let account = &history.account;
-    let ((removed, caller), (_, kept)) = (member(&running, account, &[]).await, member(&running, account, &[]).await);
+    let ((removed, caller), (_, kept)) = (running.member(account, &[]).await, running.member(account, &[]).await);
     let call = InviteMember { account: Some(account.clone()), ..invite(&running.operator, "Ada") };
     let pending = done(running.ask(&call).await).invitation_code;
     let stop = CreateStop { account: Some(account.clone()), ..create(&running.operator, StopScope::Account) };
@@ -288,7 +286,7 @@ async fn an_accepted_restore_revokes_keys_of_removed_members_ends_invitations_an
     assert!(history.is_refused().await.contains("older than what was acknowledged"));
     let mut running = history.accepted().await;
     assert!(!running.is_active(&caller.key_id).await && running.is_active(&kept.key_id).await);
-    assert_eq!(refused(accept(&running, &pending).await), Refusal::NotFound);
+    assert_eq!(refused(running.accept(&pending).await), Refusal::NotFound);
     assert_eq!(of_key(&running, &history.is_active.key).await, std::slice::from_ref(&stop));
     running.become_operator(&history.dir.path().join(OPERATOR_KEY_FILE)).await;
     assert_eq!(listed(&running, account).await, [stop]);

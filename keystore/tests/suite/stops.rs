@@ -7,8 +7,7 @@ use stage0_contract::{
     Stop, StopId, StopScope,
 };
 
-use crate::harness::{Running, caller_of, done, next_key_notice, refused, wait_for};
-use crate::members::member;
+use crate::harness::{LOSSES, Running, caller_of, done, next_key_notice, refused, wait_for};
 
 pub(crate) fn create(caller: &Caller, scope: StopScope) -> CreateStop {
     CreateStop {
@@ -43,7 +42,7 @@ async fn a_stop_is_in_the_identity_of_its_accounts_keys_until_a_member_resumes_i
     let (checks, bystander) =
         (running.key(&account, &[Scope::Check]).await, running.key(&other, &[Scope::Check]).await);
     let workload = running.key(&account, &[Scope::StopsManage]).await;
-    let (person, by_person) = member(&running, &account, &[Scope::StopsManage]).await;
+    let (person, by_person) = running.member(&account, &[Scope::StopsManage]).await;
     let mut notices = running.backplane.notices.subscribe::<KeyChanged>().await.unwrap();
     let stop = done(running.ask(&create(&caller_of(&workload), StopScope::Account)).await);
     assert_eq!(next_key_notice(&mut notices).await.0, account);
@@ -68,10 +67,9 @@ async fn a_stop_is_in_the_identity_of_its_accounts_keys_until_a_member_resumes_i
 #[tokio::test]
 async fn a_stop_of_all_reaches_every_account_and_is_the_operators() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
+    let (running, account) = Running::with_account(dir.path()).await;
     let checks = running.key(&account, &[Scope::Check]).await;
-    let (_, by_person) = member(&running, &account, &[Scope::StopsManage]).await;
+    let (_, by_person) = running.member(&account, &[Scope::StopsManage]).await;
     let missing = Refusal::ScopeMissing(Scope::Operator);
     assert_eq!(refused(running.ask(&create(&by_person, StopScope::All)).await), missing);
     let mut notices = running.backplane.notices.subscribe::<KeyChanged>().await.unwrap();
@@ -93,8 +91,7 @@ async fn a_stop_of_all_reaches_every_account_and_is_the_operators() {
 #[tokio::test]
 async fn stops_survive_restarts_and_lost_files() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
+    let (running, account) = Running::with_account(dir.path()).await;
     let checks = running.key(&account, &[Scope::Check]).await;
     let environment = CreateStop {
         account: Some(account.clone()),
@@ -107,13 +104,8 @@ async fn stops_survive_restarts_and_lost_files() {
     let ended = done(running.ask(&ended).await);
     done(running.ask(&resume(&running.operator, &ended.id)).await);
     running.stop().await;
-    for lost in [None, Some("store"), Some("journal")] {
-        match lost.map(|lost| dir.path().join(lost)) {
-            Some(lost) if lost.is_dir() => std::fs::remove_dir_all(lost).unwrap(),
-            Some(lost) => std::fs::remove_file(lost).unwrap(),
-            None => {}
-        }
-        let running = Running::start(dir.path()).await;
+    for lost in LOSSES {
+        let running = Running::start_without(dir.path(), lost).await;
         assert_eq!(of_key(&running, &checks.key).await, [stop.clone(), all.clone()], "{lost:?}");
         assert_eq!(listed(&running, &account).await, std::slice::from_ref(&stop), "{lost:?}");
         running.stop().await;
@@ -123,11 +115,9 @@ async fn stops_survive_restarts_and_lost_files() {
 #[tokio::test]
 async fn a_stop_ends_by_itself_at_its_time() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
-    let (checks, stops) =
-        (running.key(&account, &[Scope::Check]).await, running.key(&account, &[Scope::StopsManage]).await);
-    let stops = caller_of(&stops);
+    let (running, account) = Running::with_account(dir.path()).await;
+    let checks = running.key(&account, &[Scope::Check]).await;
+    let stops = running.caller(&account, &[Scope::StopsManage]).await;
     let until = Timestamp::now() + SignedDuration::from_secs(2);
     let brief = CreateStop { until: Some(until), ..create(&stops, StopScope::Account) };
     let brief = done(running.ask(&brief).await);
@@ -143,9 +133,8 @@ async fn a_stop_ends_by_itself_at_its_time() {
 #[tokio::test]
 async fn an_equal_stop_is_made_once_and_a_hundred_hold_at_most() {
     let dir = tempfile::tempdir().unwrap();
-    let running = Running::start(dir.path()).await;
-    let account = running.account("a").await.id;
-    let (_, by) = member(&running, &account, &[Scope::StopsManage]).await;
+    let (running, account) = Running::with_account(dir.path()).await;
+    let (_, by) = running.member(&account, &[Scope::StopsManage]).await;
     let tool = |number: usize| CreateStop { value: Some(format!("tool_{number}")), ..create(&by, StopScope::Tool) };
     let first = done(running.ask(&tool(0)).await);
     assert_eq!(done(running.ask(&tool(0)).await), first, "its notice may have been lost");
@@ -170,7 +159,7 @@ async fn a_stop_of_a_rotated_key_names_its_workload() {
     let first = running.key(&account, &[Scope::Check]).await;
     let rotate = RotateKey { caller: running.operator.clone(), id: first.id.clone(), overlap_seconds: 0 };
     let second = done(running.ask(&rotate).await);
-    let stops = caller_of(&running.key(&account, &[Scope::StopsManage]).await);
+    let stops = running.caller(&account, &[Scope::StopsManage]).await;
     let call = |id: &str| CreateStop { value: Some(id.to_owned()), ..create(&stops, StopScope::Key) };
     let stop = done(running.ask(&call(second.id.as_str())).await);
     assert_eq!(stop.value.as_deref(), Some(first.id.as_str()));
@@ -192,8 +181,8 @@ async fn calls_about_stops_need_their_scope_and_reach_no_other_account() {
     let (mine, theirs) = (running.account("mine").await.id, running.account("theirs").await.id);
     let foreign = CreateStop { account: Some(theirs.clone()), ..create(&running.operator, StopScope::Account) };
     let foreign = done(running.ask(&foreign).await);
-    let (_, manager) = member(&running, &mine, &[Scope::StopsManage]).await;
-    let (_, others) = member(&running, &mine, &[Scope::MembersManage, Scope::KeysManage]).await;
+    let (_, manager) = running.member(&mine, &[Scope::StopsManage]).await;
+    let (_, others) = running.member(&mine, &[Scope::MembersManage, Scope::KeysManage]).await;
     for (caller, refusal) in [(manager, Refusal::NotFound), (others, Refusal::ScopeMissing(Scope::StopsManage))] {
         let stop = CreateStop { account: Some(theirs.clone()), ..create(&caller, StopScope::Account) };
         assert_eq!(refused(running.ask(&stop).await), refusal);

@@ -11,12 +11,7 @@ use stage0_contract::{
 };
 use stage0_keystore::{KeystoreConfig, Plans, SECRETS_KEY_FILE, SecretsKey};
 
-use crate::harness::{Running, caller_of, config, done, next_key_notice, refused};
-
-/// A caller of the account with these scopes.
-async fn caller(running: &Running, account: &AccountId, scope: Scope) -> Caller {
-    caller_of(&running.key(account, &[scope]).await)
-}
+use crate::harness::{Running, config, done, next_key_notice, refused};
 
 fn update(caller: &Caller, id: &WebhookId) -> UpdateWebhook {
     UpdateWebhook {
@@ -67,7 +62,7 @@ async fn managing_endpoints_needs_the_scope() {
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
     let id = running.webhook(&account).await.webhook.id;
-    let other = caller(&running, &account, Scope::KeysManage).await;
+    let other = running.caller(&account, &[Scope::KeysManage]).await;
     let missing = Refusal::ScopeMissing(Scope::WebhooksManage);
     assert!(refusals(&running, &other, &id).await.iter().all(|refusal| *refusal == missing));
     let create = CreateWebhook { caller: other.clone(), ..running.create_webhook(&account) };
@@ -82,7 +77,7 @@ async fn a_caller_whose_key_ended_manages_no_endpoint() {
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
     let id = running.webhook(&account).await.webhook.id;
-    let manager = caller(&running, &account, Scope::WebhooksManage).await;
+    let manager = running.caller(&account, &[Scope::WebhooksManage]).await;
     running.revoke(&manager.key_id).await;
     let missing = Refusal::ScopeMissing(Scope::WebhooksManage);
     assert!(refusals(&running, &manager, &id).await.iter().all(|refusal| *refusal == missing));
@@ -94,7 +89,7 @@ async fn a_foreign_unknown_or_deleted_endpoint_does_not_exist() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let (mine, theirs) = (running.account("mine").await.id, running.account("theirs").await.id);
-    let manager = caller(&running, &mine, Scope::WebhooksManage).await;
+    let manager = running.caller(&mine, &[Scope::WebhooksManage]).await;
     let foreign = running.webhook(&theirs).await.webhook.id;
     for id in [foreign, WebhookId::parse("we_none").unwrap()] {
         assert!(refusals(&running, &manager, &id).await.iter().all(|refusal| *refusal == Refusal::NotFound));
@@ -119,7 +114,7 @@ async fn a_new_endpoint_is_as_requested_and_its_secret_is_shown_once() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
-    let manager = caller(&running, &account, Scope::WebhooksManage).await;
+    let manager = running.caller(&account, &[Scope::WebhooksManage]).await;
     let filters = WebhookFilters {
         events: None,
         verdicts: Some(vec![Verdict::Deny]),
@@ -150,7 +145,7 @@ async fn an_update_changes_the_named_members_and_a_bad_one_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
-    let manager = caller(&running, &account, Scope::WebhooksManage).await;
+    let manager = running.caller(&account, &[Scope::WebhooksManage]).await;
     let made = running.webhook(&account).await.webhook;
     let bad = UpdateWebhook {
         url: Some("https://é".to_owned()),
@@ -252,7 +247,7 @@ async fn endpoint_lists_are_paged_by_id_without_deleted_endpoints() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let (account, other) = (running.account("a").await.id, running.account("b").await.id);
-    let manager = caller(&running, &account, Scope::WebhooksManage).await;
+    let manager = running.caller(&account, &[Scope::WebhooksManage]).await;
     let mut made = Vec::new();
     for _ in 0..6 {
         made.push(running.webhook(&account).await.webhook);
@@ -336,7 +331,7 @@ async fn only_an_operator_sets_an_accounts_retention() {
         retention_days: Some(days.map_or(Change::Plans, Change::Own)),
         ..unchanged(&running, account)
     };
-    let manager = caller(&running, &account, Scope::KeysManage).await;
+    let manager = running.caller(&account, &[Scope::KeysManage]).await;
     let missing = Refusal::ScopeMissing(Scope::Operator);
     assert_eq!(refused(running.ask(&set(&manager, &account, Some(5))).await), missing);
     let unknown = AccountId::parse("acc_none").unwrap();

@@ -14,8 +14,7 @@ use stage0_contract::{
     WebhookId, WebhookSecret,
 };
 
-use crate::harness::{Running, done, refused};
-use crate::members::{accept, invite};
+use crate::harness::{Running, done, invite, refused};
 
 const DIRECTORY: &str = "STAGE0_TEST_WRITER_DIRECTORY";
 
@@ -68,7 +67,7 @@ async fn writer_process() {
         if turn % 4 == 2 {
             let call = InviteMember { account: Some(account.clone()), ..invite(&running.operator, "Ada") };
             let code = done(running.ask(&call).await).invitation_code;
-            let accepted = done(accept(&running, &code).await);
+            let accepted = done(running.accept(&code).await);
             println!("\nack accepted {} {}", code.expose(), accepted.key.expose());
         }
         let made = running.key(&account, &[Scope::Check]).await;
@@ -184,7 +183,7 @@ impl Witness {
             assert!(holding.contains(id), "acknowledged stop {id} is lost");
         }
         for code in &self.used {
-            assert_eq!(refused(accept(running, code).await), Refusal::NotFound, "a used invitation can be used again");
+            assert_eq!(refused(running.accept(code).await), Refusal::NotFound, "a used invitation can be used again");
         }
         let (keys, stops) = (self.live.len() + self.ended.len(), self.stopped.len() + self.resumed.len());
         self.accounts.len() + keys + self.endpoints.len() + self.deleted.len() + stops + self.used.len()
