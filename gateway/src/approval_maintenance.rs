@@ -27,6 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_LINES: usize = 200;
 /// What is left over comes with the next round.
 const MAX_PAGES: u32 = 1_000;
+/// Accounts whose events could not be recorded end a round: then the log is down, and not one account's part of it.
+const MAX_FAILURES: u32 = 3;
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
@@ -56,9 +58,10 @@ pub(crate) async fn run(state: &AppState, stop: &CancellationToken) {
     }
 }
 
-/// Records and settles everything that evaluators hand out now.
+/// Records and settles everything that evaluators hand out now. An account that fails does not stop the others.
 async fn collect(state: &AppState, stop: &CancellationToken) -> Result<(), MaintenanceError> {
     let mut cursor = None;
+    let (mut result, mut failures) = (Ok(()), 0);
     for _ in 0..MAX_PAGES {
         let page = match state.requests().request(&CollectEvents { cursor }, TIMEOUT).await? {
             ManageReply::Done(page) => page,
@@ -67,14 +70,20 @@ async fn collect(state: &AppState, stop: &CancellationToken) -> Result<(), Maint
         };
         let CollectedEvents { accounts, next_cursor } = page;
         for events in accounts {
-            record_events(state, events).await?;
+            if let Err(error) = record_events(state, events).await {
+                result = Err(error);
+                failures += 1;
+                if failures == MAX_FAILURES {
+                    return result;
+                }
+            }
         }
         cursor = next_cursor;
         if cursor.is_none() || stop.is_cancelled() {
             break;
         }
     }
-    Ok(())
+    result
 }
 
 async fn record_events(state: &AppState, collected: AccountEvents) -> Result<(), MaintenanceError> {
@@ -122,7 +131,7 @@ fn jittered(interval: Duration) -> Duration {
 mod tests {
     use super::*;
     use crate::server::tests::state_and_writer;
-    use stage0_backplane::{Backplane, EntryKind};
+    use stage0_backplane::{Backplane, EntryKind, MAX_MESSAGE_BYTES};
     use stage0_contract::{EventsSettled, SettleEvents};
 
     const COLLECTED: &str = include_str!("../../contract/fixtures/collected_events.json");
@@ -182,6 +191,37 @@ mod tests {
             settle.answer(&ManageReply::Done(EventsSettled {})).await;
         };
         tokio::join!(confirm_uses(&state, &account, uses), serving);
+    }
+
+    #[tokio::test]
+    async fn an_account_whose_events_cannot_be_recorded_does_not_stop_the_others() {
+        let backplane = Backplane::embedded();
+        let (state, writer) = state_and_writer(&backplane, |_| {});
+        let stop = CancellationToken::new();
+        tokio::spawn(writer.run(stop.clone()));
+        let mut collects = backplane.requests.serve::<CollectEvents>().await.unwrap();
+        let mut settles = backplane.requests.serve::<SettleEvents>().await.unwrap();
+        let page: ManageReply<CollectedEvents> = serde_json::from_str(COLLECTED).unwrap();
+        let ManageReply::Done(mut page) = page else { panic!("the fixture has changed") };
+        page.accounts[0].unconfirmed.clear();
+        let mut oversized = page.accounts[0].clone();
+        oversized.account = AccountId::parse("acc_oversized").unwrap();
+        // The page can be sent; as lines, with their links, the same events are too large for one append.
+        let event = &mut oversized.events[0];
+        event.environment = None;
+        let bare = serde_json::to_vec(&*event).unwrap().len() + r#","environment":"""#.len();
+        event.environment = Some("x".repeat((MAX_MESSAGE_BYTES - 40_000) / MAX_LINES - bare));
+        oversized.events = vec![oversized.events[0].clone(); MAX_LINES];
+        page.accounts.insert(0, oversized);
+        let account = page.accounts[1].account.clone();
+        let serving = async {
+            collects.next().await.unwrap().answer(&ManageReply::Done(page)).await;
+            let settle = settles.next().await.unwrap();
+            assert_eq!(settle.request.account, account);
+            settle.answer(&ManageReply::Done(EventsSettled {})).await;
+        };
+        let (round, ()) = tokio::join!(collect(&state, &stop), serving);
+        assert!(matches!(round, Err(MaintenanceError::NotRecorded(_))), "the fault is still reported");
     }
 
     #[tokio::test]

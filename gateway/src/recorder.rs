@@ -236,7 +236,8 @@ impl BatchWriter {
             // If one caller is stale, no batch is tried again.
             let are_fresh = || drafts.iter().flat_map(|draft| &draft.groups).all(|queued| self.is_fresh(queued));
             let failed = outcomes.iter().any(Result::is_err);
-            if !failed || Instant::now() + RETRY_DELAY >= deadline || !are_fresh() {
+            // The last attempt needs time of its own: a failure that is known only after the deadline is not certain.
+            if !failed || Instant::now() + 2 * RETRY_DELAY >= deadline || !are_fresh() {
                 return outcomes;
             }
             tokio::time::sleep(RETRY_DELAY).await;

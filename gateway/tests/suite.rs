@@ -14,6 +14,8 @@ mod bodies;
 mod checks;
 #[path = "suite/failing_log.rs"]
 mod failing_log;
+#[path = "suite/fields.rs"]
+mod fields;
 #[path = "suite/grants.rs"]
 mod grants;
 #[path = "suite/harness.rs"]

@@ -10,6 +10,7 @@ use stage0_contract::{
 };
 use stage0_gateway::PublicUrl;
 
+use crate::failing_log::Appends;
 use crate::harness::{MANAGER, MEMBER, OPERATOR, READER, Stack, TENANT, key, member, send};
 
 const CHANGED: &str = include_str!("../../../contract/fixtures/approval_changed.json");
@@ -206,22 +207,24 @@ async fn each_call_reaches_the_evaluator_as_its_change() {
 }
 
 #[tokio::test]
-async fn a_vote_that_cannot_be_recorded_does_not_count_yet_and_is_not_settled() {
-    let mut stack = Stack::with(|config| config.request_budget = Duration::from_millis(500)).await;
-    let mut reply = changed();
-    reply.unrecorded.events = vec![event("approval.voted", 7)];
-    stack.serve::<ChangeApproval>(move |_| ManageReply::Done(reply.clone())).await;
-    let mut settled = stack.serve::<SettleEvents>(|_| ManageReply::Done(EventsSettled {})).await;
-    stack.log.fail(true);
-    let body = json!({"action_digest": DIGEST});
-    let answer = stack.post(MEMBER, "/v1/approvals/apr_1/approve", &body).await;
-    assert_eq!(answer.refusal(), (503, "unavailable".to_owned()));
-    let message = answer.json()["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("does not count until it is"), "{message}");
-    stack.log.fail(false);
-    assert_eq!(stack.post(MEMBER, "/v1/approvals/apr_1/approve", &body).await.status, 200);
-    assert_eq!(settled.recv().await.unwrap().recorded.len(), 1);
-    assert!(settled.try_recv().is_err(), "the first attempt settled nothing");
+async fn a_vote_that_is_not_known_to_be_recorded_does_not_count_yet_and_is_not_settled() {
+    for appends in [Appends::Failed, Appends::Lost, Appends::Unacknowledged] {
+        let mut stack = Stack::with(|config| config.request_budget = Duration::from_millis(500)).await;
+        let mut reply = changed();
+        reply.unrecorded.events = vec![event("approval.voted", 7)];
+        stack.serve::<ChangeApproval>(move |_| ManageReply::Done(reply.clone())).await;
+        let mut settled = stack.serve::<SettleEvents>(|_| ManageReply::Done(EventsSettled {})).await;
+        stack.log.set(appends);
+        let body = json!({"action_digest": DIGEST});
+        let answer = stack.post(MEMBER, "/v1/approvals/apr_1/approve", &body).await;
+        assert_eq!(answer.refusal(), (503, "unavailable".to_owned()), "{appends:?}");
+        let message = answer.json()["message"].as_str().unwrap().to_owned();
+        assert!(message.contains("does not count until it is"), "{appends:?}: {message}");
+        stack.log.set(Appends::Acknowledged);
+        assert_eq!(stack.post(MEMBER, "/v1/approvals/apr_1/approve", &body).await.status, 200, "{appends:?}");
+        assert_eq!(settled.recv().await.unwrap().recorded.len(), 1);
+        assert!(settled.try_recv().is_err(), "{appends:?}: the first attempt settled nothing");
+    }
 }
 
 #[tokio::test]

@@ -1,17 +1,22 @@
 //! Checks that open, name or use an approval.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 use stage0_contract::{
-    ApprovalSource, ApprovalStatus, CheckRequest, EvaluateReply, EventsSettled, FetchAction, FetchedAction,
-    ManageReply, Refusal, Released, RequestId, SettleEvents, Verdict,
+    Account, ApprovalSource, ApprovalStatus, CheckRequest, EvaluateReply, EventsSettled, FetchAction, FetchedAction,
+    GrantId, ManageReply, Refusal, Released, RequestId, SettleEvents, UpdateAccount, Verdict,
 };
-use stage0_gateway::{Audit, PublicUrl};
+use stage0_gateway::{Audit, GatewayConfig, PublicUrl};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::approvals::{event, reference};
-use crate::harness::{Stack, TENANT, key};
+use crate::failing_log::Appends;
+use crate::harness::{Answer, OPERATOR, Stack, TENANT, key, send};
 
+/// Of the account `acc`.
+const ACCOUNT: &str = r#"{"done": {"id": "acc", "name": "a", "plan": "free", "created_at": "2026-03-16T12:00:00Z"}}"#;
 const DECIDED: &str = include_str!("../../../contract/fixtures/evaluate_reply_approval.json");
 
 /// The reply of an evaluator that opened an approval.
@@ -37,7 +42,7 @@ fn set_reply(stack: &Stack, reply: EvaluateReply) {
     *stack.services.reply.lock().unwrap() = reply;
 }
 
-async fn settling(stack: &mut Stack) -> tokio::sync::mpsc::UnboundedReceiver<SettleEvents> {
+async fn settling(stack: &mut Stack) -> UnboundedReceiver<SettleEvents> {
     stack.serve::<SettleEvents>(|_| ManageReply::Done(EventsSettled {})).await
 }
 
@@ -99,17 +104,11 @@ async fn an_allow_by_approval_says_so_and_its_events_follow_the_decision() {
 #[tokio::test]
 async fn an_approval_is_free_again_when_its_decision_surely_is_not_recorded_also_under_best_effort() {
     for audit in [Audit::Required, Audit::BestEffort] {
-        let mut stack = Stack::with(|config| {
-            config.audit = audit;
-            config.request_budget = Duration::from_millis(500);
-        })
-        .await;
+        let mut stack = Stack::with(hurried(audit)).await;
         let mut settled = settling(&mut stack).await;
         set_reply(&stack, allowed());
         stack.log.fail(true);
-        let answer = stack.check(&json!({"goal": "g"})).await;
-        assert_eq!(answer.refusal(), (503, "unavailable".to_owned()), "{audit:?}");
-        let SettleEvents { recorded, released, .. } = settled.recv().await.unwrap();
+        let (answer, SettleEvents { recorded, released, .. }) = surely_unrecorded(&stack, &mut settled).await;
         let Released { request_id, approval_id, grant_id } = released.unwrap();
         assert_eq!(request_id, RequestId::parse(answer.header("x-request-id").unwrap()).unwrap());
         assert_eq!((recorded.len(), approval_id.unwrap().as_str(), grant_id), (0, "apr_1", None));
@@ -118,6 +117,132 @@ async fn an_approval_is_free_again_when_its_decision_surely_is_not_recorded_also
         let answer = stack.check(&json!({"goal": "g"})).await;
         assert_eq!(answer.status, if audit == Audit::Required { 503 } else { 200 });
         assert!(settled.try_recv().is_err(), "nothing was reserved, and nothing is recorded");
+    }
+}
+
+/// Short, because each append is tried again until it is over.
+fn hurried(audit: Audit) -> impl FnOnce(&mut GatewayConfig) {
+    move |config| {
+        config.audit = audit;
+        config.request_budget = Duration::from_millis(500);
+    }
+}
+
+/// A check whose append fails, and what the evaluator receives before the answer. On a busy machine the failure may be
+/// known too late to be certain, and then nothing is sent: so there are up to twenty checks.
+async fn surely_unrecorded(stack: &Stack, settled: &mut UnboundedReceiver<SettleEvents>) -> (Answer, SettleEvents) {
+    for _ in 0..20 {
+        let answer = stack.check(&json!({"goal": "g"})).await;
+        assert_eq!(answer.refusal(), (503, "unavailable".to_owned()));
+        if let Ok(settle) = settled.try_recv() {
+            return (answer, settle);
+        }
+    }
+    panic!("nothing was released");
+}
+
+/// As [`allowed`], by a wider grant or by the caller's word.
+fn allowed_by(source: ApprovalSource, grant: Option<GrantId>) -> EvaluateReply {
+    let EvaluateReply::Decided(mut evaluation) = allowed() else { panic!("the fixture has changed") };
+    (evaluation.approval_source, evaluation.events) = (Some(source), Vec::new());
+    let approval = evaluation.decision.approval.as_mut().unwrap();
+    (approval.id, approval.grant_id) = (None, grant);
+    EvaluateReply::Decided(evaluation)
+}
+
+#[tokio::test]
+async fn a_use_of_a_wider_grant_is_given_back_too_and_the_callers_word_has_nothing_to_give_back() {
+    for audit in [Audit::Required, Audit::BestEffort] {
+        let mut stack = Stack::with(hurried(audit)).await;
+        let mut settled = settling(&mut stack).await;
+        stack.log.set(Appends::Failed);
+        let grant = GrantId::parse("grt_1").unwrap();
+        set_reply(&stack, allowed_by(ApprovalSource::Grant, Some(grant.clone())));
+        let (_, settle) = surely_unrecorded(&stack, &mut settled).await;
+        let Released { approval_id, grant_id, .. } = settle.released.unwrap();
+        assert_eq!((approval_id, grant_id), (None, Some(grant)), "{audit:?}");
+        set_reply(&stack, allowed_by(ApprovalSource::Caller, None));
+        let answer = stack.check(&json!({"goal": "g"})).await;
+        assert_eq!(answer.status, if audit == Audit::Required { 503 } else { 200 }, "{}", answer.text);
+        assert!(settled.try_recv().is_err(), "{audit:?}");
+    }
+}
+
+/// Checks that an ALLOW that is recorded now is the first thing that the evaluator hears of.
+async fn only_what_is_recorded_is_settled(stack: &Stack, settled: &mut UnboundedReceiver<SettleEvents>, why: &str) {
+    // The release would have been sent before the answer.
+    assert!(settled.try_recv().is_err(), "{why}: it may be recorded");
+    let answer = stack.check(&json!({"goal": "g"})).await;
+    assert_eq!(answer.status, 200, "{why}: {}", answer.text);
+    let SettleEvents { recorded, released, .. } = settled.recv().await.unwrap();
+    assert_eq!((recorded.len(), released), (2, None), "{why}");
+}
+
+#[tokio::test]
+async fn an_approval_stays_used_while_it_is_not_known_whether_its_decision_is_recorded() {
+    for audit in [Audit::Required, Audit::BestEffort] {
+        for appends in [Appends::Unacknowledged, Appends::Lost, Appends::LostThenFailed] {
+            let why = format!("{appends:?} under {audit:?}");
+            let mut stack = Stack::with(hurried(audit)).await;
+            let mut settled = settling(&mut stack).await;
+            set_reply(&stack, allowed());
+            stack.log.set(appends);
+            let answer = stack.check(&json!({"goal": "g"})).await;
+            assert_eq!(answer.refusal(), (503, "unavailable".to_owned()), "{why}");
+            stack.log.set(Appends::Acknowledged);
+            let lines = stack.lines().await;
+            assert_eq!(lines.len(), if appends == Appends::Unacknowledged { 3 } else { 0 }, "{why}");
+            only_what_is_recorded_is_settled(&stack, &mut settled, &why).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_approval_stays_used_when_the_log_has_not_answered_in_time() {
+    let mut stack = Stack::with(hurried(Audit::Required)).await;
+    let mut settled = settling(&mut stack).await;
+    set_reply(&stack, allowed());
+    let held = stack.log.hold().await;
+    let answer = stack.check(&json!({"goal": "g"})).await;
+    assert_eq!(answer.refusal(), (503, "unavailable".to_owned()));
+    drop(held);
+    only_what_is_recorded_is_settled(&stack, &mut settled, "late").await;
+}
+
+#[tokio::test]
+async fn a_decision_that_used_no_approval_leaves_under_best_effort_while_its_record_is_unknown() {
+    let mut stack = Stack::with(hurried(Audit::BestEffort)).await;
+    let mut settled = settling(&mut stack).await;
+    set_reply(&stack, deferred());
+    stack.log.set(Appends::Lost);
+    let answer = stack.check(&json!({"goal": "g"})).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["verdict"]), (200, &json!("DEFER")), "{}", answer.text);
+    assert!(settled.try_recv().is_err(), "its event stays in the outbox until it is recorded");
+}
+
+#[tokio::test]
+async fn an_approval_is_free_again_when_the_key_that_used_it_was_revoked_meanwhile() {
+    for audit in [Audit::Required, Audit::BestEffort] {
+        let mut stack = Stack::with(|config| config.audit = audit).await;
+        let mut settled = settling(&mut stack).await;
+        let account = serde_json::from_str::<ManageReply<Account>>(ACCOUNT).unwrap();
+        stack.serve::<UpdateAccount>(move |_| account.clone()).await;
+        set_reply(&stack, allowed());
+        let services = Arc::clone(&stack.services);
+        let deciding = services.deciding.lock().await;
+        let check = tokio::spawn(send(stack.check_request(&json!({"goal": "g"}))));
+        while stack.services.evaluations() == 0 {
+            tokio::task::yield_now().await;
+        }
+        services.revoke(TENANT);
+        // The answer to this one comes once the account's cached keys are invalid.
+        let updated = stack.patch(OPERATOR, "/v1/accounts/acc", &json!({"four_eyes": false})).await;
+        assert_eq!(updated.status, 200, "{}", updated.text);
+        drop(deciding);
+        let answer = check.await.unwrap();
+        assert_eq!(answer.refusal(), (401, "unauthorized".to_owned()), "{audit:?}");
+        let SettleEvents { recorded, released, .. } = settled.recv().await.unwrap();
+        assert_eq!((recorded.len(), released.unwrap().approval_id.unwrap().as_str()), (0, "apr_1"), "{audit:?}");
     }
 }
 

@@ -1,7 +1,6 @@
-//! A log that can be made to store nothing.
+//! A log whose appends can be made to fail, to lose their outcome, and to hang.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use stage0_backplane::{
@@ -9,32 +8,72 @@ use stage0_backplane::{
     ReadError, Seek, SeekBack,
 };
 use stage0_contract::AccountId;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
+
+/// What becomes of appends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Appends {
+    Acknowledged,
+    /// Surely not stored.
+    Failed,
+    /// Stored, but the acknowledgement is lost.
+    Unacknowledged,
+    /// Lost on the way to the log.
+    Lost,
+    /// The first one is lost on the way, and those after it fail.
+    LostThenFailed,
+}
 
 #[derive(Clone)]
 pub(crate) struct FailingLog {
     log: Arc<dyn DecisionLog>,
-    fails: Arc<AtomicBool>,
+    appends: Arc<Mutex<Appends>>,
+    held: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl FailingLog {
     pub(crate) fn new(log: Arc<dyn DecisionLog>) -> Self {
-        Self { log, fails: Arc::default() }
+        Self { log, appends: Arc::new(Mutex::new(Appends::Acknowledged)), held: Arc::default() }
+    }
+
+    pub(crate) fn set(&self, appends: Appends) {
+        *self.appends.lock().unwrap() = appends;
+    }
+
+    /// Appends wait until the guard is dropped, beyond their deadline too.
+    pub(crate) async fn hold(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.held).lock_owned().await
     }
 
     /// From now on appends fail, and are surely not stored, or are stored again.
     pub(crate) fn fail(&self, fails: bool) {
-        self.fails.store(fails, Ordering::SeqCst);
+        self.set(if fails { Appends::Failed } else { Appends::Acknowledged });
     }
 }
 
 impl DecisionLog for FailingLog {
     fn append(&self, batches: Vec<Batch>, deadline: Instant) -> BoxFuture<'_, Vec<Result<(), AppendError>>> {
-        if self.fails.load(Ordering::SeqCst) {
-            let failed = |_| Err(AppendError::NotStored("the test says so".into()));
-            return Box::pin(async move { batches.into_iter().map(failed).collect() });
-        }
-        self.log.append(batches, deadline)
+        let failed = |_: &Batch| Err(AppendError::NotStored("the test says so".into()));
+        let unknown = |_: &Batch| Err(AppendError::Unknown("the test says so".into()));
+        Box::pin(async move {
+            drop(self.held.lock().await);
+            let appends = *self.appends.lock().unwrap();
+            match appends {
+                Appends::Acknowledged => self.log.append(batches, deadline).await,
+                Appends::Failed => batches.iter().map(failed).collect(),
+                Appends::Unacknowledged => {
+                    let outcomes = batches.iter().map(unknown).collect();
+                    self.log.append(batches, deadline).await;
+                    outcomes
+                }
+                Appends::Lost => batches.iter().map(unknown).collect(),
+                Appends::LostThenFailed => {
+                    self.set(Appends::Failed);
+                    batches.iter().map(unknown).collect()
+                }
+            }
+        })
     }
 
     fn append_mark<'a>(

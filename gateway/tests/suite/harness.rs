@@ -12,7 +12,7 @@ use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
 use stage0_contract::{
     AccountId, AccountRules, ApiKey, Caps, CreateKey, EvaluateReply, EvaluateRequest, EvaluatorStatus,
-    EvaluatorStatusReply, Holder, KeyChanged, KeyIdentity, Limits, ManageReply, MemberId, Plan, RefreshKey,
+    EvaluatorStatusReply, FieldError, Holder, KeyChanged, KeyIdentity, Limits, ManageReply, MemberId, Plan, RefreshKey,
     RefreshKeyReply, Refusal, Request, Scope, Scopes, VerifyKey, VerifyKeyReply,
 };
 use stage0_gateway::{Connect, Gateway, GatewayConfig, dev_tls};
@@ -55,6 +55,8 @@ pub(crate) struct Services {
     pub(crate) deciding: tokio::sync::Mutex<()>,
     /// Keys that were created.
     pub(crate) creations: AtomicUsize,
+    /// The last call that created one.
+    pub(crate) created: Mutex<Option<CreateKey>>,
 }
 
 impl Services {
@@ -114,9 +116,12 @@ impl Answer {
 
     /// The paths of the fields that were refused.
     pub(crate) fn bad_fields(&self) -> Vec<String> {
-        assert_eq!(self.status, 422, "{}", self.text);
-        let errors = self.json()["errors"].clone();
-        errors.as_array().unwrap().iter().map(|error| error["path"].as_str().unwrap().to_owned()).collect()
+        self.field_errors().into_iter().map(|error| error.path).collect()
+    }
+
+    pub(crate) fn field_errors(&self) -> Vec<FieldError> {
+        assert_eq!(self.refusal(), (422, "validation_failed".to_owned()), "{}", self.text);
+        serde_json::from_value(self.json()["errors"].clone()).unwrap()
     }
 
     /// The status and the code of a refusal.
@@ -178,6 +183,7 @@ impl Stack {
             evaluated: Mutex::default(),
             deciding: tokio::sync::Mutex::default(),
             creations: AtomicUsize::new(0),
+            created: Mutex::default(),
         });
         let mut tasks = serve(&bus, &services).await;
         let directory = tempfile::tempdir().unwrap();
@@ -238,7 +244,15 @@ impl Stack {
     }
 
     pub(crate) async fn post(&self, number: u8, path: &str, body: &Value) -> Answer {
-        let request = self.request_as(number, Method::POST, path).header("content-type", "application/json");
+        self.send_json(number, Method::POST, path, body).await
+    }
+
+    pub(crate) async fn patch(&self, number: u8, path: &str, body: &Value) -> Answer {
+        self.send_json(number, Method::PATCH, path, body).await
+    }
+
+    async fn send_json(&self, number: u8, method: Method, path: &str, body: &Value) -> Answer {
+        let request = self.request_as(number, method, path).header("content-type", "application/json");
         send(request.body(body.to_string())).await
     }
 
@@ -313,6 +327,7 @@ async fn serve(bus: &Bus, services: &Arc<Services>) -> Vec<JoinHandle<()>> {
                 }
                 Some(request) = creates.next() => {
                     let number = services.creations.fetch_add(1, Ordering::SeqCst);
+                    *services.created.lock().unwrap() = Some(request.request.clone());
                     let CreateKey { name, scopes, .. } = &request.request;
                     let reply = if name == "refused" {
                         ManageReply::Refused(Refusal::Conflict("the account has too many keys".to_owned()))
