@@ -4,26 +4,24 @@
 //! reserved for a check that does not end as that ALLOW is released.
 //! INVARIANT: ALLOW with an approval is answered only after the state store has reserved it for this check.
 
+mod open;
+mod reserve;
+
 use std::sync::Arc;
 
 use jiff::SignedDuration;
 use stage0_contract::{
-    ActionDigest, Actor, ApprovalEvent, ApprovalId, ApprovalIssue, ApprovalRef, ApprovalSource, ApprovalStatus,
-    ApprovalTerms, Decision, EvaluateReply, EvaluateRequest, Grant, GrantId, Issue, LineType, RequestId, Verdict,
+    ActionDigest, Actor, ApprovalEvent, ApprovalId, ApprovalRef, ApprovalSource, ApprovalStatus, ApprovalTerms,
+    Decision, EvaluateReply, EvaluateRequest, GrantId, RequestId, Verdict,
 };
 use stage0_policy::RunSnapshot;
 use tokio::time::Instant;
 
-use super::grants::StoredGrant;
-use super::index::{CapError, IndexEntry};
 use super::note::Note;
 use super::people::{Asker, Directory, Question};
-use super::record::{
-    Claim, MAX_EVENTS, Outbox, StoredApproval, Use, approver_name, blank_event, id_in, later, seconds_later, slot_of,
-};
-use super::state::Reserved;
-use super::store::{ApprovalStore, MIN_TTL, StoreError, pause};
-use super::{Approvals, RELEASE_TIMEOUT, text};
+use super::record::{Claim, StoredApproval, Use, later, slot_of};
+use super::store::{StoreError, pause};
+use super::{Approvals, RELEASE_TIMEOUT};
 use crate::engines::Engines;
 use crate::handler::{Decided, Held};
 use crate::in_flight::InFlightCheck;
@@ -253,7 +251,9 @@ impl Approvals {
                 }))
             }
             ApprovalStatus::Denied | ApprovalStatus::Expired | ApprovalStatus::Cancelled => {
-                self.open(wanting, Some((approval, revision)), Note::default()).await
+                // A caller that had an approval in hand must see why it waits again.
+                let note = Note::why(format!("the last approval is {}: this is a new one", approval.status.as_str()));
+                self.open(wanting, Some((approval, revision)), note).await
             }
             ApprovalStatus::Pending => {
                 let people = self.recent_people(&wanting.message.account, wanting.deadline).await;
@@ -283,250 +283,6 @@ impl Approvals {
         approval.status == ApprovalStatus::Denied
             && later(approval.decided_at.unwrap_or(approval.created_at), denied_for) > now
     }
-
-    /// Uses an approval; none if it was changed meanwhile, or fell back to pending.
-    async fn use_approval(
-        &self,
-        wanting: &Wanting<'_>,
-        mut approval: StoredApproval,
-        revision: stage0_backplane::Revision,
-    ) -> Result<Option<Ending>, StoreError> {
-        let EvaluateRequest { request_id, account, .. } = &**wanting.message;
-        if let Some(ending) = wanting.cannot_record() {
-            return Ok(Some(ending));
-        }
-        let place = ApprovalStore::place(account, &wanting.digest);
-        let now = self.store.now();
-        if approval.status == ApprovalStatus::Approved {
-            let Some(people) = self.people(account, wanting.deadline).await else { return Ok(Some(no_people())) };
-            let directory = Directory::new(&people);
-            let asker = approval.asker(wanting.asker.rules.four_eyes);
-            // Both who opened it and who would use it now: a rotated key may have another owner.
-            let user = Asker::new(&wanting.asker.holder, wanting.asker.rules.four_eyes);
-            let enough =
-                |asker: &Asker| directory.is_enough(&approval.votes, wanting.question(asker, approval.created_at, now));
-            if !enough(&asker) || !enough(&user) {
-                let questions = [&asker, &user].map(|asker| wanting.question(asker, approval.created_at, now));
-                approval.fall_back(&directory, questions);
-                if self.store.put(&place, &approval, Some(revision), wanting.deadline).await? {
-                    self.store.reindex(&approval, wanting.deadline).await?;
-                    let status = approval.status.as_str();
-                    tracing::info!(%account, approval_id = %approval.id, status, "votes no longer suffice");
-                    self.announce(account, &approval.id).await;
-                }
-                return Ok(None);
-            }
-        }
-        let (by, at) = approval.approver();
-        let decided = wanting.evaluate(Held::Approved { by, at }).await;
-        if !is_allowed(&decided) {
-            return Ok(Some(Ending::Instead(Box::new(decided))));
-        }
-        let before = approval.clone();
-        match approval.reserve(wanting.claim(), now) {
-            Reserved::ForThis => {}
-            Reserved::ByAnother(used_by) => {
-                let note = Note { used_by: Some(used_by), ..Note::why("another check uses the approval, or used it") };
-                return Ok(Some(no_approval(note, ApprovalRefused::Used)));
-            }
-            Reserved::Not => {
-                let note = Note::why("the approval has been used too often: cancel it and ask for a new one");
-                return Ok(Some(no_approval(note, ApprovalRefused::Used)));
-            }
-        }
-        // Set before the put, whose outcome may be unknown.
-        wanting.check.add_hold(Hold::Approval(approval.id.clone()));
-        if approval != before {
-            if !self.store.put(&place, &approval, Some(revision), wanting.deadline).await? {
-                return Ok(None);
-            }
-            metrics::approval_used(ApprovalSource::Approval);
-            tracing::info!(%account, %request_id, approval_id = %approval.id, "approval reserved");
-            if let Err(error) = self.store.reindex(&approval, wanting.deadline).await {
-                tracing::debug!(%account, error = &error as &dyn std::error::Error, "index of approvals lags");
-            }
-            self.announce(account, &approval.id).await;
-        }
-        let events = approval.outbox.unrecorded(Some(*request_id));
-        let reference = approval.reference();
-        let source = ApprovalSource::Approval;
-        Ok(Some(Ending::Used(Box::new(Used { decided, reference, source, events }))))
-    }
-
-    /// Opens an approval in the place of one that has ended; none if another evaluator was faster.
-    async fn open(
-        &self,
-        wanting: &Wanting<'_>,
-        ended: Option<(StoredApproval, stage0_backplane::Revision)>,
-        note: Note,
-    ) -> Result<Option<Ending>, StoreError> {
-        let EvaluateRequest { request_id, account, request, .. } = &**wanting.message;
-        let refused = |why: String, cause| {
-            let note = Note { approval: Some(why), used_by: note.used_by, electorate: None };
-            Ok(Some(no_approval(note, cause)))
-        };
-        if let Some(ending) = wanting.cannot_record() {
-            return Ok(Some(ending));
-        }
-        if !text::fits(request) {
-            let most = stage0_contract::MAX_ACTION_BYTES >> 10;
-            return refused(format!("the action is over {most} KiB: people cannot read it"), ApprovalRefused::TooLarge);
-        }
-        let Some(people) = self.people(account, wanting.deadline).await else { return Ok(Some(no_people())) };
-        let now = self.store.now();
-        let slot = slot_of(&wanting.digest);
-        let asker = Asker::new(&wanting.asker.holder, wanting.asker.rules.four_eyes);
-        let electorate = Directory::new(&people).electorate(wanting.question(&asker, now, now));
-        let mut random = [0; 4];
-        let random = aws_lc_rs::rand::fill(&mut random).ok().map(|()| random);
-        let Some(id) = random.and_then(|random| id_in(slot, random)) else { return Err(StoreError::Forged) };
-        if ended.as_ref().is_some_and(|(ended, _)| ended.outbox.inherited().count() >= MAX_EVENTS) {
-            return refused(CapError::Unrecorded.to_string(), ApprovalRefused::Cap);
-        }
-        let expires_at = seconds_later(now, wanting.terms.within_seconds);
-        let entry = IndexEntry {
-            slot: slot.to_owned(),
-            workload: wanting.asker.holder.workload.clone(),
-            is_pending: true,
-            expires_at,
-            due_at: expires_at,
-        };
-        let admitted = self.store.change_index(account, wanting.deadline, |index| index.admit(entry.clone(), now));
-        if let Err(cap) = admitted.await? {
-            return refused(cap.to_string(), ApprovalRefused::Cap);
-        }
-        let Ok(sealed) = text::seal(&people.text_key, account, &wanting.digest, request) else {
-            return refused("the action cannot be sealed".to_owned(), ApprovalRefused::Failed);
-        };
-        let usable_until = seconds_later(expires_at, wanting.terms.valid_seconds);
-        let ttl = self.store.config.approval_text_ttl.saturating_add(self.store.until(usable_until));
-        self.store.put_text(account, &id, sealed, ttl, wanting.deadline).await?;
-        let mut approval = StoredApproval {
-            id,
-            account: account.clone(),
-            status: ApprovalStatus::Pending,
-            action_digest: wanting.digest.clone(),
-            policy_version: wanting.deferred.policy_version.clone(),
-            environment: wanting.deferred.environment.clone(),
-            key_id: wanting.asker.key_id.clone(),
-            asker: wanting.asker.holder.clone(),
-            request_id: *request_id,
-            issues: wanting.deferred.issues.iter().map(shown_issue).collect(),
-            terms: wanting.terms.clone(),
-            votes: Vec::new(),
-            created_at: now,
-            expires_at,
-            decided_at: None,
-            usable_until: None,
-            used: None,
-            outcome: None,
-            escalated: false,
-            after: note.used_by,
-            retention_days: wanting.asker.retention_days,
-            outbox: Outbox::default(),
-        };
-        approval.opened(electorate.eligible);
-        let revision = match ended {
-            Some((ended, revision)) => {
-                self.store.archive(&ended, &revision, wanting.deadline).await?;
-                approval.outbox.inherit(&ended.outbox);
-                Some(revision)
-            }
-            None => None,
-        };
-        let place = ApprovalStore::place(account, &wanting.digest);
-        if !self.store.put(&place, &approval, revision, wanting.deadline).await? {
-            self.shorten_text(&approval, MIN_TTL, wanting.deadline).await?;
-            return Ok(None);
-        }
-        metrics::approval_opened();
-        tracing::info!(%account, %request_id, approval_id = %approval.id, "approval opened");
-        let workload = &approval.asker.workload;
-        let counted = self.store.change_index(account, wanting.deadline, |index| index.count_opening(workload, now));
-        if let Err(error) = counted.await {
-            tracing::debug!(%account, error = &error as &dyn std::error::Error, "index of approvals lags");
-        }
-        if let Err(error) = self.store.reindex(&approval, wanting.deadline).await {
-            tracing::debug!(%account, error = &error as &dyn std::error::Error, "index of approvals lags");
-        }
-        let note = Note { electorate: Some((electorate, approval.terms.quorum())), ..note };
-        let events = approval.outbox.unrecorded(None);
-        Ok(Some(Ending::Waits { reference: Some(approval.reference()), note, events }))
-    }
-
-    /// Uses a wider grant that covers the check; none where none does.
-    async fn use_grant(&self, wanting: &Wanting<'_>) -> Result<Option<Ending>, StoreError> {
-        let EvaluateRequest { request_id, account, .. } = &**wanting.message;
-        let workload = &wanting.asker.holder.workload;
-        let Some(grants) = self.store.grants(account, wanting.deadline).await?.value else { return Ok(None) };
-        let now = self.store.now();
-        let usable: Vec<StoredGrant> =
-            grants.grants.into_iter().filter(|stored| stored.is_usable(workload, now)).collect();
-        if usable.is_empty() || !wanting.asker.can_record {
-            return Ok(None);
-        }
-        let terms: Vec<Grant> = usable.iter().map(StoredGrant::view).collect();
-        let message = Arc::clone(wanting.message);
-        let covers = move |handler: &crate::handler::Handler| {
-            terms.iter().map(|grant| handler.grant_covers(grant, &message)).collect::<Vec<bool>>()
-        };
-        let covers = wanting.engines.inspect(wanting.check.bytes, covers).await.unwrap_or_default();
-        let covering = usable.into_iter().zip(covers).filter(|(_, covers)| *covers).map(|(stored, _)| stored);
-        let mut people = None;
-        for stored in covering {
-            if people.is_none() {
-                people = self.people(account, wanting.deadline).await;
-            }
-            let Some(people) = &people else { return Ok(None) };
-            let asker = Asker::new(&wanting.asker.holder, wanting.asker.rules.four_eyes);
-            let question = wanting.question(&asker, now, now);
-            if !Directory::new(people).is_enough(&stored.votes, question) {
-                continue;
-            }
-            let Some(last) = stored.votes.last().map(|last| &last.vote) else { continue };
-            let held = Held::Approved { by: approver_name(last), at: last.at.as_second() };
-            let decided = wanting.evaluate(held).await;
-            if !is_allowed(&decided) {
-                continue;
-            }
-            let id = &stored.grant.id;
-            let is_new = wanting.check.add_hold(Hold::Grant(id.clone()));
-            let event = ApprovalEvent {
-                action_digest: Some(wanting.digest.clone()),
-                policy_version: Some(wanting.deferred.policy_version.clone()),
-                environment: Some(wanting.deferred.environment.clone()).filter(|name| !name.is_empty()),
-                ..blank_event(LineType::ApprovalUsed, now)
-            };
-            let used = self.store.change_grants(account, wanting.deadline, |grants, now| {
-                grants.retention_days = wanting.asker.retention_days;
-                let found = grants.find(id).filter(|stored| stored.is_usable(workload, now));
-                let Some(stored) = found else { return Err(()) };
-                stored.record_use(&wanting.asker.key_id, wanting.operation, *request_id, event.clone());
-                Ok::<_, ()>(stored.outbox.unrecorded(Some(*request_id)))
-            });
-            let Ok(events) = used.await? else {
-                if is_new {
-                    wanting.check.drop_hold(&Hold::Grant(id.clone()));
-                }
-                continue;
-            };
-            metrics::approval_used(ApprovalSource::Grant);
-            tracing::info!(%account, %request_id, grant_id = %id, "grant used");
-            let reference = ApprovalRef {
-                id: None,
-                grant_id: Some(id.clone()),
-                status: ApprovalStatus::Consumed,
-                action_digest: wanting.digest.clone(),
-                quorum: wanting.terms.quorum(),
-                groups: wanting.terms.groups(),
-                expires_at: stored.grant.until,
-                url: format!("/v1/grants/{id}"),
-            };
-            let source = ApprovalSource::Grant;
-            return Ok(Some(Ending::Used(Box::new(Used { decided, reference, source, events }))));
-        }
-        Ok(None)
-    }
 }
 
 impl Wanting<'_> {
@@ -554,8 +310,4 @@ impl Wanting<'_> {
 
 fn no_people() -> Ending {
     no_approval(Note::why("who may approve cannot be read now: try again"), ApprovalRefused::NoPeople)
-}
-
-fn shown_issue(issue: &Issue) -> ApprovalIssue {
-    ApprovalIssue { code: issue.code.clone(), severity: issue.severity, message: issue.message.clone() }
 }

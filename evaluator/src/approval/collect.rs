@@ -6,15 +6,17 @@
 use jiff::Timestamp;
 use stage0_backplane::ListError;
 use stage0_contract::{
-    AccountEvents, AccountId, ApprovalEvent, CollectEvents, CollectedEvents, EventsSettled, ManageReply, SettleEvents,
-    UnconfirmedUse,
+    AccountEvents, AccountId, ApprovalEvent, ApprovalId, CollectEvents, CollectedEvents, EventRef, EventsSettled,
+    ManageReply, SettleEvents, UnconfirmedUse,
 };
 use tokio::time::{Instant, timeout_at};
 
 use super::Approvals;
+use super::grants::StoredGrants;
 use super::index::Index;
+use super::record::{StoredApproval, slot_in};
 use super::serve::{failed, invalid};
-use super::store::{ApprovalStore, StoreError, index_prefix};
+use super::store::{ApprovalStore, StoreError, index_prefix, pause};
 
 /// Accounts of one page.
 const MAX_ACCOUNTS: usize = 50;
@@ -38,49 +40,74 @@ impl Approvals {
         }
     }
 
+    /// One record that cannot be read does not keep the others from being settled.
     async fn settled(&self, message: &SettleEvents, deadline: Instant) -> Result<(), StoreError> {
         let SettleEvents { account, recorded, released } = message;
         let mut ids: Vec<_> = recorded.iter().filter_map(|event| event.approval_id.clone()).collect();
         ids.sort_unstable();
         ids.dedup();
+        let mut outcome = Ok(());
         for id in &ids {
-            let confirm = |approval: &mut super::record::StoredApproval, _: Timestamp| {
+            let confirm = |approval: &mut StoredApproval, _: Timestamp| {
                 let mut changed = false;
                 for event in recorded.iter().filter(|event| event.approval_id.as_ref() == Some(id)) {
                     changed |= approval.confirm(event.event_id);
                 }
                 changed
             };
-            let before = self.store.find(account, id, deadline).await?.map(|(_, approval, _)| approval.status);
-            let changed = self.update(account, id, deadline, confirm).await?;
+            outcome = outcome.and(self.settle_approval(account, id, deadline, confirm).await);
             // An ended approval's events may stand in the outbox of the one that took its place.
-            self.update_heir(account, id, deadline, confirm).await?;
-            let found = if changed { self.store.find(account, id, deadline).await? } else { None };
-            if let Some((place, approval, _)) = found
-                && place.is_current
-                && before.is_some_and(|before| before != approval.status)
-            {
-                tracing::info!(%account, approval_id = %id, status = approval.status.as_str(), "use recorded");
-                self.shorten_text(&approval, self.store.config.approval_text_ttl, deadline).await?;
-                self.announce(account, id).await;
-            }
+            outcome = outcome.and(self.update_heir(account, id, deadline, confirm).await);
         }
-        let of_grants: Vec<_> = recorded.iter().filter(|event| event.grant_id.is_some()).collect();
-        if !of_grants.is_empty() {
-            let confirm = |grants: &mut super::grants::StoredGrants, _| {
-                for event in &of_grants {
-                    if let Some(id) = &event.grant_id {
-                        grants.confirm(id, event.event_id);
-                    }
-                }
-                Ok::<_, std::convert::Infallible>(())
-            };
-            let Ok(()) = self.store.change_grants(account, deadline, confirm).await?;
-        }
+        outcome = outcome.and(self.settle_grants(account, recorded, deadline).await);
         if let Some(released) = released {
             let (approval, grant) = (released.approval_id.as_ref(), released.grant_id.as_ref());
-            self.release(account, released.request_id, None, approval, grant, deadline).await?;
+            let release = self.release(account, released.request_id, None, approval, grant, deadline);
+            outcome = outcome.and(release.await);
         }
+        outcome
+    }
+
+    async fn settle_approval(
+        &self,
+        account: &AccountId,
+        id: &ApprovalId,
+        deadline: Instant,
+        confirm: impl Fn(&mut StoredApproval, Timestamp) -> bool,
+    ) -> Result<(), StoreError> {
+        let before = self.store.find(account, id, deadline).await?.map(|(_, approval, _)| approval.status);
+        if !self.update(account, id, deadline, confirm).await? {
+            return Ok(());
+        }
+        if let Some((place, approval, _)) = self.store.find(account, id, deadline).await?
+            && place.is_current
+            && before.is_some_and(|before| before != approval.status)
+        {
+            tracing::info!(%account, approval_id = %id, status = approval.status.as_str(), "use recorded");
+            self.shorten_text(&approval, self.store.config.approval_text_ttl, deadline).await?;
+            self.announce(account, id).await;
+        }
+        Ok(())
+    }
+
+    async fn settle_grants(
+        &self,
+        account: &AccountId,
+        recorded: &[EventRef],
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        let of_grants: Vec<_> =
+            recorded.iter().filter_map(|event| Some((event.grant_id.as_ref()?, event.event_id))).collect();
+        if of_grants.is_empty() {
+            return Ok(());
+        }
+        let confirm = |grants: &mut StoredGrants, _| {
+            for (id, event_id) in &of_grants {
+                grants.confirm(id, *event_id);
+            }
+            Ok::<_, std::convert::Infallible>(())
+        };
+        let Ok(()) = self.store.change_grants(account, deadline, confirm).await?;
         Ok(())
     }
 
@@ -88,11 +115,11 @@ impl Approvals {
     async fn update_heir(
         &self,
         account: &AccountId,
-        id: &stage0_contract::ApprovalId,
+        id: &ApprovalId,
         deadline: Instant,
-        confirm: impl Fn(&mut super::record::StoredApproval, Timestamp) -> bool,
+        confirm: impl Fn(&mut StoredApproval, Timestamp) -> bool,
     ) -> Result<(), StoreError> {
-        let Some(slot) = super::record::slot_in(id) else { return Ok(()) };
+        let Some(slot) = slot_in(id) else { return Ok(()) };
         let Some(current) = self.store.current(account, slot, deadline).await?.value else { return Ok(()) };
         if current.id != *id {
             self.update(account, &current.id, deadline, confirm).await?;
@@ -175,19 +202,39 @@ impl Approvals {
         }
         let left = most.saturating_sub(events.len());
         if left > 0 && index.grants_due_at.is_some_and(|at| at <= now) {
-            let collect = |grants: &mut super::grants::StoredGrants, now: Timestamp| {
-                let days = grants.retention_days;
-                let each = grants.grants.iter_mut().flat_map(|grant| grant.outbox.collect(now, left));
-                Ok::<_, std::convert::Infallible>((each.collect::<Vec<_>>(), days))
-            };
-            let Ok((found, days)) = self.store.change_grants(account, deadline, collect).await?;
-            if !found.is_empty() {
-                retention_days = days;
+            match self.collect_of_grants(account, left, deadline).await {
+                Ok((found, days)) => {
+                    if !found.is_empty() {
+                        retention_days = days;
+                    }
+                    events.extend(found);
+                }
+                // What approvals have handed out is recorded all the same.
+                Err(error) => {
+                    failed::<()>(account, &error);
+                }
             }
-            events.extend(found);
         }
         let is_empty = events.is_empty() && unconfirmed.is_empty();
         Ok((!is_empty).then(|| AccountEvents { account: account.clone(), retention_days, events, unconfirmed }))
+    }
+
+    /// What the account's wider grants have to tell, and how long its lines are kept.
+    async fn collect_of_grants(
+        &self,
+        account: &AccountId,
+        most: usize,
+        deadline: Instant,
+    ) -> Result<(Vec<ApprovalEvent>, u32), StoreError> {
+        let collect = |grants: &mut StoredGrants, now: Timestamp| {
+            let mut events = Vec::new();
+            for grant in &mut grants.grants {
+                events.extend(grant.outbox.collect(now, most.saturating_sub(events.len())));
+            }
+            Ok::<_, std::convert::Infallible>((events, grants.retention_days))
+        };
+        let Ok(found) = self.store.change_grants(account, deadline, collect).await?;
+        Ok(found)
     }
 
     /// Ends what is past its time, and hands out what was not recorded in time.
@@ -216,7 +263,7 @@ impl Approvals {
             let unconfirmed = approval.unconfirmed(now);
             let place = ApprovalStore::place(account, &approval.action_digest);
             if approval != before && !self.store.put(&place, &approval, found.revision, deadline).await? {
-                super::store::pause().await;
+                pause().await;
                 continue;
             }
             self.after_change(&approval, was, deadline).await;

@@ -16,7 +16,9 @@ use stage0_contract::{
 use uuid::{Builder, Uuid};
 
 /// Events that one approval can have; further changes are refused.
-pub(super) const MAX_EVENTS: usize = 200;
+const MAX_EVENTS: usize = 200;
+/// Unrecorded events that the next approval of an action takes over. The rest of its events is for deciding and using.
+pub(super) const MAX_INHERITED: usize = MAX_EVENTS / 2;
 /// Answers that one approval can have.
 pub(super) const MAX_VOTES: usize = 50;
 /// How long the process that changed something has to record it, before a gateway's maintenance does.
@@ -332,6 +334,12 @@ impl StoredApproval {
     /// Whether the record can be the one that stands under this key; one that was moved or altered cannot.
     pub(super) fn belongs(&self, account: &AccountId, slot: &str) -> bool {
         self.account == *account && self.slot() == slot && slot_in(&self.id) == Some(slot)
+    }
+
+    /// Whether the record can be the one that stands under this word: the slot of its action, or its own id once it has
+    /// ended.
+    pub(super) fn stands_at(&self, account: &AccountId, word: &str) -> bool {
+        self.belongs(account, self.slot()) && (word == self.slot() || word == self.id.as_str())
     }
 
     /// Lets time do its part: what was not decided or used in time expires, and further groups are asked. Returns

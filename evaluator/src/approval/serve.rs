@@ -256,16 +256,16 @@ impl Approvals {
             let listed = listed.map_err(StoreError::List)?;
             scanned += most;
             for (key, record) in listed.records {
-                // One record that cannot be read does not hide the others.
-                let Ok(approval) = serde_json::from_slice::<StoredApproval>(&record.value) else {
+                // One record that is malformed, or does not belong there, does not hide the others.
+                let read = serde_json::from_slice::<StoredApproval>(&record.value).ok();
+                let Some(mut approval) = read.filter(|approval| approval.stands_at(account, &key)) else {
                     metrics::approvals_failed();
                     tracing::warn!(%account, record = key, "record of an approval cannot be read: not listed");
                     continue;
                 };
-                if approval.account != *account || !(is_own(actor, &approval) || sees_all(actor)) {
+                if !(is_own(actor, &approval) || sees_all(actor)) {
                     continue;
                 }
-                let mut approval = approval;
                 approval.pass_time(now);
                 let has_group = |group: &String| asks_group(&approval.terms, group);
                 if status.is_some_and(|status| status != approval.status) || !group.as_ref().is_none_or(has_group) {

@@ -156,9 +156,10 @@ impl ApprovalStore {
         self.config.approval_kept_for.max(self.config.denied_for).max(MIN_KEPT_FOR)
     }
 
-    /// How long the index is kept from now on: beyond all that is due.
+    /// How long the index is kept from now on: beyond all that is due or counts for a cap.
     fn ttl_of_index(&self, index: &Index) -> Duration {
-        let latest = index.entries.iter().map(|entry| entry.due_at).chain(index.grants_due_at).max();
+        let ends = index.entries.iter().flat_map(|entry| [entry.due_at, entry.expires_at]);
+        let latest = ends.chain(index.grants_due_at).max();
         self.kept_for().saturating_add(latest.map(|at| self.until(at)).unwrap_or_default())
     }
 
