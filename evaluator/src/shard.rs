@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{Backplane, RequestStream, ServeError, follow_store_clock};
 use stage0_contract::{
@@ -132,29 +134,44 @@ impl ApprovalRequests {
         })
     }
 
-    async fn serve(self, stop: &CancellationToken, engines: &Engines, approvals: &Approvals) {
-        tokio::join!(
-            serve_until(self.covered, stop, async |request, _| approvals.covered(engines, request).await),
-            serve_until(self.mask, stop, async |request, _| approvals.masked(engines, request).await),
-            serve_until(self.fetch, stop, async |request, deadline| approvals.fetch(request, deadline).await),
-            serve_until(self.list, stop, async |request, deadline| approvals.list(request, deadline).await),
-            serve_until(self.show, stop, async |request, deadline| approvals.show(engines, request, deadline).await),
-            serve_until(self.history, stop, async |request, deadline| approvals.history(request, deadline).await),
+    fn serve<'a>(
+        self,
+        stop: &'a CancellationToken,
+        engines: &'a Engines,
+        approvals: &'a Approvals,
+    ) -> [LocalBoxFuture<'a, ()>; 12] {
+        [
+            serve_until(self.covered, stop, async |request, _| approvals.covered(engines, request).await).boxed_local(),
+            serve_until(self.mask, stop, async |request, _| approvals.masked(engines, request).await).boxed_local(),
+            serve_until(self.fetch, stop, async |request, deadline| approvals.fetch(request, deadline).await)
+                .boxed_local(),
+            serve_until(self.list, stop, async |request, deadline| approvals.list(request, deadline).await)
+                .boxed_local(),
+            serve_until(self.show, stop, async |request, deadline| approvals.show(engines, request, deadline).await)
+                .boxed_local(),
+            serve_until(self.history, stop, async |request, deadline| approvals.history(request, deadline).await)
+                .boxed_local(),
             serve_until(self.change, stop, async |request, deadline| {
                 approvals.change(engines, request, deadline).await
-            }),
-            serve_until(self.settle, stop, async |request, deadline| approvals.settle(request, deadline).await),
-            serve_until(self.collect, stop, async |request, deadline| approvals.collect(request, deadline).await),
+            })
+            .boxed_local(),
+            serve_until(self.settle, stop, async |request, deadline| approvals.settle(request, deadline).await)
+                .boxed_local(),
+            serve_until(self.collect, stop, async |request, deadline| approvals.collect(request, deadline).await)
+                .boxed_local(),
             serve_until(self.create_grant, stop, async |request, deadline| {
                 approvals.create_grant(engines, request, deadline).await
-            }),
+            })
+            .boxed_local(),
             serve_until(self.list_grants, stop, async |request, deadline| {
                 approvals.list_grants(request, deadline).await
-            }),
+            })
+            .boxed_local(),
             serve_until(self.change_grant, stop, async |request, deadline| {
                 approvals.change_grant(engines, request, deadline).await
-            }),
-        );
+            })
+            .boxed_local(),
+        ]
     }
 }
 
@@ -196,18 +213,23 @@ impl Shard {
         let (engines, handler, runs) = (&self.engines, self.engines.handler(), &self.runs);
         let approvals = &self.approvals;
         let deciders = Deciders { engines, runs, approvals };
-        tokio::join!(
-            stop.run_until_cancelled(follow_store_clock(runs.state_store())),
-            checks::serve_until(self.evaluate, stop, deciders, limits),
-            self.approval_requests.serve(stop, engines, approvals),
-            reviews::serve_until(self.review, stop, engines),
-            serve_until(self.status, stop, async |_, _| handler.status()),
-            serve_until(self.vocabulary, stop, async |_, _| handler.vocabulary()),
-            serve_until(self.show, stop, async |request, deadline| runs.show(request, deadline).await),
-            serve_until(self.list, stop, async |request, deadline| runs.list(request, deadline).await),
-            serve_until(self.end, stop, async |request, deadline| runs.end(request, deadline).await),
-            serve_until(self.settle, stop, async |request, deadline| runs.settle(request, deadline).await),
-        );
+        // Each is polled only when it was woken itself: a check must not pay for every kind of request beside it.
+        let tasks: FuturesUnordered<LocalBoxFuture<'_, ()>> = [
+            stop.run_until_cancelled(follow_store_clock(runs.state_store())).map(drop).boxed_local(),
+            checks::serve_until(self.evaluate, stop, deciders, limits).boxed_local(),
+            reviews::serve_until(self.review, stop, engines).boxed_local(),
+            serve_until(self.status, stop, async |_, _| handler.status()).boxed_local(),
+            serve_until(self.vocabulary, stop, async |_, _| handler.vocabulary()).boxed_local(),
+            serve_until(self.show, stop, async |request, deadline| runs.show(request, deadline).await).boxed_local(),
+            serve_until(self.list, stop, async |request, deadline| runs.list(request, deadline).await).boxed_local(),
+            serve_until(self.end, stop, async |request, deadline| runs.end(request, deadline).await).boxed_local(),
+            serve_until(self.settle, stop, async |request, deadline| runs.settle(request, deadline).await)
+                .boxed_local(),
+        ]
+        .into_iter()
+        .chain(self.approval_requests.serve(stop, engines, approvals))
+        .collect();
+        tasks.collect::<()>().await;
         self.runs.drain().await;
         self.backplane.requests.close().await;
     }
