@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use moka::future::Cache;
 use stage0_backplane::{Backplane, Requests, StateStore};
-use stage0_contract::{Actor, Holder, KeyIdentity, PublicKeys};
+use stage0_contract::{Actor, Holder, KeyIdentity, PublicKeys, Scopes};
 
 use crate::address::ClientNet;
 use crate::approval_waits::ApprovalWaits;
@@ -107,11 +107,21 @@ impl AppState {
     /// changes nothing.
     pub(crate) fn actor_of(&self, identity: &KeyIdentity) -> Actor {
         let holder = identity.holder.clone();
+        Actor { scopes: identity.scopes.clone(), ..self.asker(identity, holder) }
+    }
+
+    /// Who asks for a check; none where the keystore does not say who holds the key. What a check may do does not
+    /// depend on further scopes, so it carries none.
+    pub(crate) fn asker_of(&self, identity: &KeyIdentity) -> Option<Actor> {
+        identity.holder.clone().map(|holder| self.asker(identity, Some(holder)))
+    }
+
+    fn asker(&self, identity: &KeyIdentity, holder: Option<Holder>) -> Actor {
         Actor {
             key_id: identity.key_id.clone(),
             can_record: holder.is_some() && self.can_record(),
             holder: holder.unwrap_or_else(|| Holder::of_workload(identity.key_id.clone())),
-            scopes: identity.scopes.clone(),
+            scopes: Scopes::new(),
             rules: identity.rules.clone(),
             retention_days: identity.retention_days,
         }

@@ -12,9 +12,9 @@ use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use stage0_backplane::{RequestError, Requests};
 use stage0_contract::{
-    Actor, ApprovalEvent, ApprovalRef, ApprovalSource, CallerTexts, CheckRequest, CheckResponse, ClientOrigin,
+    ApprovalEvent, ApprovalRef, ApprovalSource, CallerTexts, CheckRequest, CheckResponse, ClientOrigin,
     ClientRequestId, Decision, Durations, EvaluateReply, EvaluateRequest, Evaluation, KeyIdentity, LineType,
-    RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role, Scopes, Severity, Verdict,
+    RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role, Severity, Verdict,
     recordable as recordable_line,
 };
 use tokio::time::Instant;
@@ -101,7 +101,7 @@ impl Attempt<'_> {
                 user_agent: user_agent(self.request),
             },
             max_runs: Some(identity.caps.runs()),
-            asker: identity.holder.is_some().then(|| Actor { scopes: Scopes::new(), ..state.actor_of(identity) }),
+            asker: state.asker_of(identity),
         };
         let started = Instant::now();
         let evaluated = evaluate(state.requests(), state.config.request_budget, &message, deadline);
