@@ -62,6 +62,12 @@ async fn a_gateway_a_day_ahead_or_behind_decides_nothing_says_why_and_opens_no_s
         stack.set_clock(Some(&clock));
         stack.start_gateway();
         let wrong = right.at(&stack.urls[1]);
+        // Until it has read the store's clock it decides nothing either, but cannot say why.
+        wait_for("a reason", WAIT_TIMEOUT, async || {
+            wrong.check(&Api::harmless()).await.assert_error(503, "unavailable");
+            clock_fault(&wrong).await.is_some()
+        })
+        .await;
         for _ in 0..3 {
             assert_names_the_clock(&wrong.check(&Api::harmless()).await, how);
         }
