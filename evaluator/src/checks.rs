@@ -129,16 +129,8 @@ async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, dec
         check.decided(&EvaluateReply::Unable(reason)).await;
         return;
     }
-    // A check that a stop covers counts in no run.
     if is_stopped(engines, &check).await {
-        let (reply, _) = approvals.decide(engines, &check, None).await;
-        let verdict = match &reply {
-            EvaluateReply::Decided(evaluation) => Some(evaluation.decision.verdict),
-            _ => None,
-        };
-        let unclear = || EvaluateReply::Unable("whether a stop covers the check is unclear".to_owned());
-        let reply = if verdict == Some(Verdict::Deny) { reply } else { unclear() };
-        approvals.finish(check, Some(&reply)).await;
+        Box::pin(refuse_stopped(check, deciders)).await;
         return;
     }
     match RunCoordinator::key(check.request()) {
@@ -148,6 +140,19 @@ async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, dec
             approvals.finish(check, Some(&reply)).await;
         }
     }
+}
+
+/// Answers a check that a stop covers. It counts in no run.
+async fn refuse_stopped(check: InFlightCheck, deciders: Deciders<'_>) {
+    let Deciders { engines, approvals, .. } = deciders;
+    let (reply, _) = approvals.decide(engines, &check, None).await;
+    let verdict = match &reply {
+        EvaluateReply::Decided(evaluation) => Some(evaluation.decision.verdict),
+        _ => None,
+    };
+    let unclear = || EvaluateReply::Unable("whether a stop covers the check is unclear".to_owned());
+    let reply = if verdict == Some(Verdict::Deny) { reply } else { unclear() };
+    approvals.finish(check, Some(&reply)).await;
 }
 
 /// Whether a stop covers the check. Without stops it costs nothing.

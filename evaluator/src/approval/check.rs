@@ -87,17 +87,30 @@ impl Approvals {
     ) -> (EvaluateReply, Option<RunUpdate>) {
         let message = check.request();
         let first = engines.evaluate(message, check.bytes, snapshot, None, check.limit).await;
-        let Decided { mut reply, update, terms, stopped } = first;
+        let Decided { reply, update, terms, stopped } = first;
         if stopped {
             return (reply, None);
         }
-        let EvaluateReply::Decided(evaluation) = &mut reply else { return (reply, update) };
-        let (Some(asker), Some(terms)) = (&message.asker, terms) else {
-            return (reply, update);
-        };
-        if evaluation.decision.verdict != Verdict::Defer {
-            return (reply, update);
+        let EvaluateReply::Decided(evaluation) = &reply else { return (reply, update) };
+        match (&message.asker, terms) {
+            (Some(asker), Some(terms)) if evaluation.decision.verdict == Verdict::Defer => {
+                // Boxed, so that a check which is not deferred does not carry the room for it.
+                Box::pin(self.decide_deferred(engines, check, snapshot, (reply, update), (asker, terms))).await
+            }
+            _ => (reply, update),
         }
+    }
+
+    async fn decide_deferred(
+        &self,
+        engines: &Engines,
+        check: &InFlightCheck,
+        snapshot: Option<&RunSnapshot>,
+        (mut reply, update): (EvaluateReply, Option<RunUpdate>),
+        (asker, terms): (&Actor, ApprovalTerms),
+    ) -> (EvaluateReply, Option<RunUpdate>) {
+        let message = check.request();
+        let EvaluateReply::Decided(evaluation) = &mut reply else { return (reply, update) };
         // Any approver and time: whether an approval is the only thing missing.
         let held = Held::Approved { by: "approver".to_owned(), at: message.evaluated_at };
         if !is_allowed(&engines.evaluate(message, check.bytes, snapshot, Some(held), check.limit).await) {
@@ -176,7 +189,8 @@ impl Approvals {
                 Hold::Grant(id) => (None, Some(id)),
             };
             let deadline = Instant::now() + RELEASE_TIMEOUT;
-            if let Err(error) = self.release(account, *request_id, Some(check.claim), approval, grant, deadline).await {
+            let released = self.release(account, *request_id, Some(check.claim), approval, grant, deadline);
+            if let Err(error) = Box::pin(released).await {
                 // It stays used, and names this check; a person can reopen it.
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(%request_id, %account, error, "a reserved approval was not released");

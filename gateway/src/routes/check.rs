@@ -209,7 +209,7 @@ async fn prepare(
             Some(key) => match timed(CheckStep::LookUp, key.look_up(&store)).await? {
                 Lookup::Recorded(recorded) => {
                     let request = replay::Request { submitted: submitted.as_ref(), parsed: check.as_ref() };
-                    let holds = replay::still_holds(state, identity, &recorded, request, deadline);
+                    let holds = Box::pin(replay::still_holds(state, identity, &recorded, request, deadline));
                     if timed(CheckStep::LookUp, holds).await? {
                         return Ok(Preparation::Replay(Box::new(recorded.response)));
                     }
@@ -239,7 +239,8 @@ async fn prepare(
                     timed(CheckStep::Parse, parse(state, identity, object, bytes, errors, deadline)).await?
                 }
                 Submitted::Approved(id) => {
-                    timed(CheckStep::Parse, parse_approved(state, identity, id, errors, deadline)).await?
+                    let approved = Box::pin(parse_approved(state, identity, id, errors, deadline));
+                    timed(CheckStep::Parse, approved).await?
                 }
             });
         }

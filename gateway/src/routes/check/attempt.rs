@@ -119,7 +119,7 @@ impl Attempt<'_> {
             self.record_and_answer(&message.request, task_hash, bytes, evaluated_at, decided, &mut reservation);
         let answered = answered.await;
         if let (Some(used), Err(Failure { end: Some(_), .. })) = (used, &answered) {
-            settle(state, &identity.account, &[], Some(used)).await;
+            Box::pin(settle(state, &identity.account, &[], Some(used))).await;
         }
         answered
     }
@@ -163,7 +163,8 @@ impl Attempt<'_> {
         // From here on the log may have it, so it counts, even if the client disconnects.
         reservation.iter_mut().chain(&mut input).for_each(Reservation::keep);
         match timed(CheckStep::Record, self.record(lines)).await {
-            Ok(()) => settle(state, &identity.account, &events, None).await,
+            Ok(()) if events.is_empty() => {}
+            Ok(()) => Box::pin(settle(state, &identity.account, &events, None)).await,
             Err(RecordError { error, is_certain, caller_refused }) => {
                 if is_certain {
                     input.iter_mut().for_each(Reservation::give_back);
