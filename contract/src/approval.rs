@@ -103,6 +103,12 @@ pub(crate) fn is_yes(value: &bool) -> bool {
 pub struct Actor {
     pub key_id: KeyId,
     pub holder: Holder,
+    /// The key's name, for rules. None, from a gateway that does not tell, is not an empty name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_name: Option<String>,
+    /// The groups of the member behind the key, for rules. None, from a gateway that does not tell, is not "no group".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Scopes::is_empty")]
     pub scopes: Scopes,
     #[serde(default, skip_serializing_if = "AccountRules::is_default")]
@@ -212,7 +218,7 @@ pub struct ApprovalTerms {
     /// Whether an approval needs a reason, as a denial always does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reason_required: bool,
-    /// After a time, members of these groups may decide as well.
+    /// After a time, members of these groups may decide as well, for each requirement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escalation: Option<Escalation>,
 }
@@ -226,6 +232,10 @@ pub struct Requirement {
     /// How many people.
     #[schemars(extend("minimum" = 1, "maximum" = 10))]
     pub quorum: u32,
+    /// After a time, members of these groups may decide as well, for this requirement alone. Absent where all
+    /// requirements have the same, which then stands beside them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escalation: Option<Escalation>,
 }
 
 /// Which further groups may decide after a time without a decision.
@@ -242,6 +252,16 @@ impl ApprovalTerms {
     /// The largest quorum.
     pub fn quorum(&self) -> u32 {
         self.requirements.iter().map(|requirement| requirement.quorum).max().unwrap_or(1)
+    }
+
+    /// Who may decide about a requirement after a time.
+    pub fn escalation_of<'t>(&'t self, requirement: &'t Requirement) -> Option<&'t Escalation> {
+        requirement.escalation.as_ref().or(self.escalation.as_ref())
+    }
+
+    /// All escalations of its requirements.
+    pub fn escalations(&self) -> impl Iterator<Item = &Escalation> {
+        self.requirements.iter().filter_map(|requirement| self.escalation_of(requirement))
     }
 
     /// All groups, sorted.

@@ -123,6 +123,14 @@ impl IssueCode {
         Self(Self::APPROVAL_STATUS_INVALID.into())
     }
 
+    /// A member of `context` is missing or cannot be read.
+    pub const CONTEXT_REQUIRED: &str = "CONTEXT_REQUIRED";
+
+    /// The code of a member of `context` that is missing or cannot be read.
+    pub fn context_required() -> Self {
+        Self(Self::CONTEXT_REQUIRED.into())
+    }
+
     /// The code of an error in the policy itself.
     pub fn policy_error() -> Self {
         Self(Self::POLICY_ERROR.into())

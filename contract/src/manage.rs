@@ -175,6 +175,13 @@ pub struct KeyIdentity {
     /// Who stands behind the key; none from a keystore that does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<Holder>,
+    /// None from a keystore that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_name: Option<String>,
+    /// Of the member whose own key it is, otherwise of the one who answers for the workload; empty where there is
+    /// neither. None from a keystore that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "AccountRules::is_default")]
     pub rules: AccountRules,
 }

@@ -45,6 +45,7 @@ fn terms_name_the_largest_quorum_and_every_group_once() {
     let requirement = |groups: &[&str], quorum| Requirement {
         groups: groups.iter().map(|group| (*group).to_owned()).collect(),
         quorum,
+        escalation: None,
     };
     let mut terms = ApprovalTerms {
         requirements: vec![requirement(&["b", "a"], 1), requirement(&["b", "c"], 3), requirement(&[], 2)],
