@@ -16,6 +16,8 @@ mod flood;
 mod grants;
 #[path = "suite/harness.rs"]
 mod harness;
+#[path = "suite/identities.rs"]
+mod identities;
 #[path = "suite/members.rs"]
 mod members;
 #[path = "suite/older.rs"]

@@ -185,7 +185,10 @@ impl Verifier {
             let account = this.store.account(&key.account)?.ok_or(StoreError::Inconsistent)?;
             let now = (this.clock)();
             let stops = this.store.stops_for(&account.id, now)?;
-            Ok(key.is_active_at(now).then(|| key.identity(&account, &this.plans, stops)))
+            let member = key.member_behind().map(|id| this.store.member(&id)).transpose()?.flatten();
+            // A removed member has no groups.
+            let groups = member.map(|record| record.member.groups).unwrap_or_default();
+            Ok(key.is_active_at(now).then(|| key.identity(&account, &this.plans, stops, groups)))
         })
         .await?
     }

@@ -57,8 +57,20 @@ impl KeyRecord {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|end| end > now)
     }
 
-    /// `stops` are those that hold for the account.
-    pub(crate) fn identity(&self, account: &Account, plans: &Plans, stops: Vec<Stop>) -> KeyIdentity {
+    /// The member whose groups count where this key asks: its own, otherwise the one who answers for the workload.
+    pub(crate) fn member_behind(&self) -> Option<MemberId> {
+        let Holder { member, owner, .. } = self.holder();
+        member.or(owner)
+    }
+
+    /// `stops` are those that hold for the account, `groups` those of the member behind the key.
+    pub(crate) fn identity(
+        &self,
+        account: &Account,
+        plans: &Plans,
+        stops: Vec<Stop>,
+        groups: Vec<String>,
+    ) -> KeyIdentity {
         KeyIdentity {
             key_id: self.id.clone(),
             account: self.account.clone(),
@@ -70,6 +82,8 @@ impl KeyRecord {
             require_run_id: account.require_run_id,
             caps: plans.caps(account),
             holder: Some(self.holder()),
+            key_name: Some(self.name.clone()),
+            groups: Some(groups),
             rules: AccountRules { approvals: account.approvals, four_eyes: account.four_eyes, stops },
         }
     }
@@ -455,7 +469,7 @@ pub(crate) mod tests {
     #[test]
     fn a_keys_identity_has_the_retention_limits_and_caps_of_its_account() {
         let (mut of, plans) = (account("a"), Plans::built_in().unwrap());
-        let identity = |of: &Account| key("k", "a", &[]).identity(of, &plans, Vec::new());
+        let identity = |of: &Account| key("k", "a", &[]).identity(of, &plans, Vec::new(), Vec::new());
         assert_eq!((identity(&of).retention_days, identity(&of).limits.daily), (of.plan.retention_days(), Some(1_000)));
         of.retention_days = Some(7);
         of.limits.daily = Some(5);
@@ -481,12 +495,14 @@ pub(crate) mod tests {
         (of.approvals, of.four_eyes) = (ApprovalMode::Verified, false);
         let mut record = key("k2", "a", &[]);
         let stops = vec![stop("stop_1", "a").stop];
-        let identity = record.identity(&of, &plans, stops.clone());
+        let identity = record.identity(&of, &plans, stops.clone(), Vec::new());
         assert_eq!(identity.rules, AccountRules { approvals: ApprovalMode::Verified, four_eyes: false, stops });
         assert_eq!(identity.holder, Some(Holder::of_workload(record.id.clone())), "of an older version");
         let holder = Holder { owner: Some(member("m", "a").member.id), ..Holder::of_workload(key("k1", "a", &[]).id) };
         record.holder = Some(holder.clone());
-        assert_eq!(record.identity(&of, &plans, Vec::new()).holder, Some(holder.clone()));
+        let identity = record.identity(&of, &plans, Vec::new(), vec!["finance".to_owned()]);
+        assert_eq!(identity.holder, Some(holder.clone()));
+        assert_eq!((identity.key_name.as_deref(), identity.groups), (Some("n"), Some(vec!["finance".to_owned()])));
         assert_eq!((record.summary().owner, holder.member), (holder.owner, None));
     }
 
