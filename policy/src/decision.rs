@@ -5,6 +5,8 @@
 
 mod about;
 mod approvals;
+mod custom;
+mod details;
 mod remedy;
 mod run;
 mod score;
@@ -12,7 +14,7 @@ mod stopped;
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 use stage0_contract::{
     CheckRequest, CostEstimate, Decision, Effect, GuardrailCheck, Issue, IssueCode, Micros, NextAction, Severity,
     Verdict,
@@ -23,11 +25,12 @@ pub(crate) use approvals::{source, terms};
 pub(crate) use stopped::stopped;
 
 use about::Context;
+use details::details;
 use remedy::Remedy;
 
 use crate::facts::Facts;
 use crate::pack::Pack;
-use crate::rule::{Detail, Outcome, Rule};
+use crate::rule::{Outcome, Rule};
 use crate::secrets::REDACTED;
 
 const VALUE: &str = "value";
@@ -57,6 +60,7 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
             None => drafts.push(draft),
         }
     }
+    drafts.extend(custom::mistyped(facts));
     drafts.extend(outcome.failed.iter().map(|id| Draft::failed(id)));
     drafts.extend(approvals::denial(facts, &drafts));
     let mut verdict = verdict_of(&drafts);
@@ -119,7 +123,7 @@ impl Draft {
             message: rule.message.clone(),
             rule: rule.id.clone(),
             next_action: rule.next_action,
-            details: details(rule, facts),
+            details: details(rule, facts, pack.secrets()),
         };
         run::add_details(&mut issue.details, rule, facts, request);
         let context = Context { request, facts, pack, rule };
@@ -256,30 +260,6 @@ fn guardrail_checks(outcome: &Outcome<'_>) -> BTreeMap<String, BTreeMap<String, 
         state.satisfied &= !broken;
     }
     families
-}
-
-fn details(rule: &Rule, facts: &Facts) -> Map<String, Value> {
-    let mut details = Map::new();
-    for detail in &rule.details {
-        match detail {
-            Detail::Attribute(attribute) => {
-                if let Some(value) = attribute.value(facts) {
-                    details.insert(attribute.name().to_owned(), value.into());
-                }
-            }
-            Detail::NextOpening => {
-                details.insert("next_opening".to_owned(), facts.next_opening.clone().into());
-            }
-            Detail::Secrets => {
-                let secrets = facts.secrets.iter().map(|s| serde_json::json!({"kind": s.kind, "path": s.path}));
-                details.insert("secrets".to_owned(), secrets.collect());
-            }
-        }
-    }
-    if !rule.fields.is_empty() {
-        details.insert("fields".to_owned(), rule.fields.clone().into());
-    }
-    details
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for display only; nothing is decided by it")]

@@ -8,19 +8,19 @@ use std::sync::Arc;
 
 use cedar_policy::{
     AuthorizationError, Authorizer, Context, ContextCreationError, Entities, EntityUid, PolicySet, Request,
-    RestrictedExpression,
 };
 use jiff::Timestamp;
 use stage0_contract::{
-    AccountId, ActionDigest, Actor, CheckRequest, Decision, EvaluateRequest, Evaluation, FieldError, Grant, Stop,
+    AccountId, ActionDigest, Actor, ApprovalTerms, CheckRequest, Decision, EvaluateRequest, Evaluation, FieldError,
+    Grant, Stop,
 };
 
 use crate::approval::{Answer, Approvals, HeldApproval};
 use crate::decision;
-use crate::explain::Explanation;
+use crate::explain::{Explanation, Proposed};
 use crate::facts::{
-    Attribute, Attributes, EvaluateError, FactValue, Facts, RunSnapshot, Trigger, Triggers, covering_stop,
-    grant_covers, resolved_environment,
+    Asking, Attribute, Attributes, Before, Circumstances, EvaluateError, Facts, Groups, NamedCaller, RunSnapshot,
+    Trigger, Triggers, covering_stop, grant_covers, resolved_environment,
 };
 use crate::files::{Fault, PackError};
 use crate::pack::{Pack, rekeyed};
@@ -31,8 +31,8 @@ use crate::time_limit::TimeLimit;
 
 /// The action of the schema that every rule is about.
 pub(crate) const ACTION: &str = r#"Action::"check""#;
-const PRINCIPAL: &str = r#"Agent::"caller""#;
-const RESOURCE: &str = r#"Proposal::"action""#;
+pub(crate) const PRINCIPAL: &str = r#"Agent::"caller""#;
+pub(crate) const RESOURCE: &str = r#"Proposal::"action""#;
 
 /// A pack, parsed for one thread.
 pub struct Engine {
@@ -83,10 +83,24 @@ impl Engine {
         &self.pack
     }
 
-    /// Decides a request at a time (seconds since the epoch), or returns the fields that the pack does not define.
+    /// Decides a request at a time (seconds since the epoch), or returns the fields that the pack does not define. The
+    /// caller has no name, and the check is the first of its run.
     pub fn decide(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Decision, Vec<FieldError>> {
         let facts = self.facts(request, evaluated_at)?;
         Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
+    }
+
+    /// Decides a request in the circumstances of a case. On DEFER with what the decision demands of an approval.
+    pub(crate) fn decide_in(
+        &self,
+        request: &CheckRequest,
+        circumstances: &Circumstances<'_>,
+    ) -> Result<(Decision, Option<ApprovalTerms>), Vec<FieldError>> {
+        let facts = self.facts_in(request, circumstances)?;
+        let outcome = self.evaluate(&facts);
+        let decision = decision::assemble(&self.pack, request, &facts, &outcome);
+        let terms = decision::terms(&self.pack, &outcome, decision.verdict);
+        Ok((decision, terms))
     }
 
     /// Decides a check with the server's counts of its run and the approval that the server holds. Returns the decision
@@ -101,7 +115,8 @@ impl Engine {
         let EvaluateRequest { request, evaluated_at, .. } = check;
         let stop = check.asker.as_ref().and_then(|asker| self.is_stopped(request, asker, *evaluated_at));
         let snapshot = snapshot.filter(|_| stop.is_none());
-        let facts = self.facts_within(request, *evaluated_at, snapshot, Approvals::of(check, held), limit)?;
+        let circumstances = self.circumstances(check, snapshot, held);
+        let facts = Facts::read(request, &self.pack, &circumstances, limit)?;
         limit.check()?;
         let (decision, terms) = match stop {
             Some(stop) => (decision::stopped(&self.pack, request, &facts, stop), None),
@@ -118,6 +133,23 @@ impl Engine {
         let approval_source = decision::source(&facts, decision.verdict);
         let evaluation = Evaluation { decision, recordable, approval_source, events: Vec::new() };
         Ok(Answer { evaluation, run: facts.run, terms, stopped: stop.is_some() })
+    }
+
+    /// What a check is decided by on a server.
+    pub(crate) fn circumstances<'a>(
+        &self,
+        check: &'a EvaluateRequest,
+        snapshot: Option<&'a RunSnapshot>,
+        held: Option<HeldApproval<'a>>,
+    ) -> Circumstances<'a> {
+        Circumstances {
+            evaluated_at: check.evaluated_at,
+            snapshot,
+            before: snapshot.map_or(Before::Unknown, |snapshot| Before::Known(&snapshot.history)),
+            approvals: Approvals::of(check, held),
+            asking: Asking::Gateway { account: &check.account, asker: check.asker.as_ref() },
+            groups: self.pack.groups,
+        }
     }
 
     /// What exactly an approval of this request is of.
@@ -150,30 +182,45 @@ impl Engine {
 
     /// Decides a request and explains how the decision came about.
     pub fn explain(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Explanation, Vec<FieldError>> {
-        let facts = self.facts(request, evaluated_at)?;
+        self.explain_in(request, &Circumstances::outside_of_a_server(evaluated_at, self.pack.groups))
+    }
+
+    /// Explains the decision about a request that is proposed at this time, by this caller.
+    pub fn explain_for(&self, request: &CheckRequest, proposed: &Proposed) -> Result<Explanation, Vec<FieldError>> {
+        let caller = NamedCaller::of(proposed);
+        let circumstances = Circumstances {
+            asking: Asking::Named(&caller),
+            ..Circumstances::outside_of_a_server(proposed.at, self.pack.groups)
+        };
+        self.explain_in(request, &circumstances)
+    }
+
+    /// Explains the decision about a request in the circumstances of a case.
+    pub(crate) fn explain_in(
+        &self,
+        request: &CheckRequest,
+        circumstances: &Circumstances<'_>,
+    ) -> Result<Explanation, Vec<FieldError>> {
+        let facts = self.facts_in(request, circumstances)?;
         let outcome = self.evaluate(&facts);
         let decision = decision::assemble(&self.pack, request, &facts, &outcome);
-        Ok(Explanation::new(&facts, &outcome, decision))
+        Ok(Explanation::new(&self.pack, &facts, &outcome, decision))
     }
 
     pub(crate) fn facts(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Facts, Vec<FieldError>> {
-        self.facts_within(request, evaluated_at, None, Approvals::default(), TimeLimit::NONE).map_err(|error| {
-            match error {
-                EvaluateError::Invalid(errors) => errors,
-                EvaluateError::OutOfTime(_) => vec![FieldError::new("body", "takes too long to decide")],
-            }
-        })
+        self.facts_in(request, &Circumstances::outside_of_a_server(evaluated_at, self.pack.groups))
     }
 
-    fn facts_within(
+    /// The facts of a request in the circumstances of a case.
+    pub(crate) fn facts_in(
         &self,
         request: &CheckRequest,
-        evaluated_at: i64,
-        snapshot: Option<&RunSnapshot>,
-        approvals: Approvals<'_>,
-        limit: TimeLimit,
-    ) -> Result<Facts, EvaluateError> {
-        Facts::read(request, &self.pack, evaluated_at, snapshot, approvals, limit)
+        circumstances: &Circumstances<'_>,
+    ) -> Result<Facts, Vec<FieldError>> {
+        Facts::read(request, &self.pack, circumstances, TimeLimit::NONE).map_err(|error| match error {
+            EvaluateError::Invalid(errors) => errors,
+            EvaluateError::OutOfTime(_) => vec![FieldError::new("body", "takes too long to decide")],
+        })
     }
 
     /// Evaluates the rules whose trigger holds.
@@ -220,20 +267,27 @@ impl Engine {
     }
 }
 
-pub(crate) fn context(facts: &Facts, wanted: Attributes) -> Result<Context, Box<ContextCreationError>> {
-    let pair = |attribute: Attribute| Some((attribute.name().to_owned(), expression(attribute.value(facts)?)));
-    Context::from_pairs(wanted.iter().filter_map(pair)).map_err(Box::new)
-}
-
-fn expression(value: FactValue) -> RestrictedExpression {
-    match value {
-        FactValue::Bool(value) => RestrictedExpression::new_bool(value),
-        FactValue::Long(value) => RestrictedExpression::new_long(value),
-        FactValue::Text(value) => RestrictedExpression::new_string(value),
-        FactValue::Set(values) => {
-            RestrictedExpression::new_set(values.into_iter().map(RestrictedExpression::new_string))
+impl<'a> Circumstances<'a> {
+    /// Those of a check that no server makes: the caller has no name, and the check is the first of its run.
+    pub(crate) fn outside_of_a_server(evaluated_at: i64, groups: Groups) -> Self {
+        static UNNAMED: NamedCaller = NamedCaller::UNNAMED;
+        Circumstances {
+            evaluated_at,
+            snapshot: None,
+            before: Before::Nothing,
+            approvals: Approvals::default(),
+            asking: Asking::Named(&UNNAMED),
+            groups,
         }
     }
+}
+
+pub(crate) fn context(facts: &Facts, wanted: Attributes) -> Result<Context, Box<ContextCreationError>> {
+    let pair = |attribute: Attribute| {
+        let value = attribute.value(facts)?.into_expression()?;
+        Some((attribute.name().to_owned(), value))
+    };
+    Context::from_pairs(wanted.iter().filter_map(pair)).map_err(Box::new)
 }
 
 #[cfg(test)]

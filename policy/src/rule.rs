@@ -2,16 +2,18 @@
 //!
 //! An unknown annotation is a fault, because a misspelt `@serverity` would otherwise be a rule without a severity.
 
+mod reads;
+
 use cedar_policy::Policy;
 use serde::de::DeserializeOwned;
-use stage0_contract::{Effect, Escalation, IssueCode, NextAction, Severity};
+use stage0_contract::{Effect, Escalation, IssueCode, NextAction, PolicyVersion, Severity};
 
 use crate::approval::{DAY, Terms, quorum, within_seconds};
 use crate::decision::About;
-use crate::facts::{Attribute, Attributes, Trigger};
+use crate::facts::{Attribute, Attributes, Kind, Trigger};
 use crate::files::Fault;
-use crate::pack::{GROUPS, groups};
-use crate::vocabulary::Edition;
+use crate::pack::{GROUPS, OwnTypes, groups};
+use crate::vocabulary::{Edition, nearest};
 
 /// A rule, and the issue that it becomes when it is satisfied.
 #[derive(Debug, Clone)]
@@ -37,13 +39,20 @@ pub(crate) struct Rule {
     pub(crate) is_final: bool,
     /// What the rule says of the approval that it asks for.
     pub(crate) terms: Terms,
+    /// The facts that its conditions read.
     pub(crate) attributes: Attributes,
+    /// The pack that it is inherited from; `None` for the pack's own rules.
+    pub(crate) inherited: Option<PolicyVersion>,
+    /// How many packs the pack that it is from extends.
+    pub(crate) level: usize,
 }
 
-/// A fact in the `details` of an issue. None of them is a text of the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A fact in the `details` of an issue.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Detail {
     Attribute(Attribute),
+    /// A member of a record, such as `custom.amount`.
+    Member(Attribute, String),
     /// When all declared windows are next open at once.
     NextOpening,
     Secrets,
@@ -64,6 +73,13 @@ impl Rule {
     /// Whether the rule defers until people approve.
     pub(crate) fn asks_for_approval(&self) -> bool {
         self.effect == Effect::Defer && self.next_action == NextAction::RequestApproval
+    }
+
+    /// The facts that it reads or shows.
+    pub(crate) fn shown_and_read(&self) -> Attributes {
+        let mut attributes = self.attributes;
+        self.details.iter().filter_map(Detail::attribute).for_each(|attribute| attributes.insert(attribute));
+        attributes
     }
 
     /// A fault if others would be asked only after the time to approve is over.
@@ -88,28 +104,80 @@ impl Rule {
     }
 }
 
-pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -> Result<Rule, Vec<String>> {
-    let mut reader = Reader { policy, known: Vec::new(), wrong: Vec::new() };
+impl Detail {
+    fn attribute(&self) -> Option<Attribute> {
+        match self {
+            Self::Attribute(attribute) | Self::Member(attribute, _) => Some(*attribute),
+            Self::NextOpening | Self::Secrets => None,
+        }
+    }
+
+    /// The detail of this name, or what is wrong with the name. In the first edition no detail holds words of the
+    /// request.
+    fn parse(text: &str, edition: Edition, own: &OwnTypes) -> Result<Self, String> {
+        match text {
+            "next_opening" => return Ok(Self::NextOpening),
+            "secrets" => return Ok(Self::Secrets),
+            _ => {}
+        }
+        let (fact, member) = text.split_once('.').map_or((text, None), |(fact, member)| (fact, Some(member)));
+        let attribute = Attribute::of_edition(fact, edition).map_err(|wrong| format!("`{fact}` {wrong}"))?;
+        if edition == Edition::First && attribute.holds_words() {
+            return Err(format!("`{fact}` holds words of the request"));
+        }
+        let Some(member) = member else { return Ok(Self::Attribute(attribute)) };
+        let is_declared = match attribute.kind() {
+            Kind::Custom => own.custom.get(member).is_some(),
+            Kind::RunCalls => own.run_calls.iter().any(|tool| tool == member),
+            _ => return Err(format!("`{fact}` has no members")),
+        };
+        if is_declared {
+            Ok(Self::Member(attribute, member.to_owned()))
+        } else {
+            Err(format!("`type {}` of the schema does not declare `{member}`", attribute.kind().as_str()))
+        }
+    }
+}
+
+pub(crate) fn read(
+    policy: &Policy,
+    edition: Edition,
+    own: &OwnTypes,
+    file: &str,
+    line: usize,
+) -> Result<Rule, Vec<String>> {
+    let mut reader = Reader { policy, edition, known: Vec::new(), wrong: Vec::new() };
     let id = reader.name("id");
-    let family = reader.name("family");
-    let trigger = reader.required("trigger", "a trigger that the evaluator knows", Trigger::parse);
     let effect = reader.required("effect", "deny, defer or advise", wire_word::<Effect>);
+    let defaults = effect.filter(|_| edition == Edition::Second).map(Defaults::of);
+    let family = reader.defaulted(
+        "family",
+        "a name of small letters, digits, `.` and `_`",
+        id.as_deref().map(|id| id.split('.').next().unwrap_or(id).to_owned()),
+        name,
+    );
+    let trigger = reader.defaulted("trigger", "a trigger that the evaluator knows", Trigger::parse("always"), |text| {
+        Trigger::of_edition(text, edition)
+    });
     let code = reader.required("code", "an issue code such as `APPROVAL_REQUIRED`", |text| IssueCode::parse(text).ok());
-    let severity = reader.required("severity", "LOW, MEDIUM, HIGH or CRITICAL", wire_word::<Severity>);
+    let severity = defaults.map(|defaults| defaults.severity);
+    let severity = reader.defaulted("severity", "LOW, MEDIUM, HIGH or CRITICAL", severity, wire_word::<Severity>);
     let message = reader.required("message", "a text", text);
     let question = reader.optional("question", "a text", text);
-    let next_action = reader.required("next_action", "a next action of the contract", wire_word::<NextAction>);
-    let weight = reader.required("weight", "a number from 0 to 100", |t| t.parse::<u8>().ok().filter(|n| *n <= 100));
-    let details = reader.optional("details", "a list of facts without words of the request", |t| list(t, detail));
+    let next_action = defaults.map(|defaults| defaults.next_action);
+    let next_action =
+        reader.defaulted("next_action", "a next action of the contract", next_action, wire_word::<NextAction>);
+    let weight = defaults.map(|defaults| defaults.weight);
+    let weight = reader.defaulted("weight", "a number from 0 to 100", weight, |text| {
+        text.parse::<u8>().ok().filter(|weight| *weight <= 100)
+    });
+    let details = reader.details(own);
     let fields = reader.optional("fields", "a list of members of `context`", |t| list(t, name));
     let check = reader.optional("check", "a name of small letters and `_`", name);
-    let wanted = || format!("one of {}", About::names().collect::<Vec<_>>().join(", "));
-    let about = reader.optional("about", &wanted(), About::parse);
+    let about =
+        reader.optional("about", &format!("one of {}", About::names().collect::<Vec<_>>().join(", ")), About::parse);
     let is_final = reader.annotation("final").is_some();
     let terms = reader.terms(effect, next_action);
-    if edition == Edition::Second && policy.annotation("about").is_none() {
-        reader.wrong.push(format!("`@about` is missing: it must be {}", wanted()));
-    }
     match (effect, severity) {
         (Some(Effect::Advise), Some(severity)) if severity >= Severity::High => {
             reader.wrong.push("advice is never HIGH or CRITICAL: an ALLOW could carry it".to_owned());
@@ -138,13 +206,15 @@ pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -
             question,
             next_action: next_action?,
             weight: weight?,
-            details: details.unwrap_or_default(),
+            details,
             fields: fields.unwrap_or_default(),
             check,
             about,
             is_final,
             terms,
             attributes: attributes?,
+            inherited: None,
+            level: 0,
         })
     };
     rule().filter(|_| wrong.is_empty()).ok_or(wrong)
@@ -154,8 +224,28 @@ pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -
 const TERMS: [&str; 7] =
     ["approvers", "quorum", "approve_within", "approval_valid_for", "escalate_after", "escalate_to", "approval_reason"];
 
+/// What a rule of the second edition need not say.
+#[derive(Clone, Copy)]
+struct Defaults {
+    severity: Severity,
+    next_action: NextAction,
+    weight: u8,
+}
+
+impl Defaults {
+    fn of(effect: Effect) -> Self {
+        let (severity, next_action, weight) = match effect {
+            Effect::Deny => (Severity::High, NextAction::Stop, 35),
+            Effect::Defer => (Severity::Medium, NextAction::ProvideContext, 10),
+            Effect::Advise => (Severity::Low, NextAction::ProvideContext, 0),
+        };
+        Self { severity, next_action, weight }
+    }
+}
+
 struct Reader<'a> {
     policy: &'a Policy,
+    edition: Edition,
     /// The annotations that were read.
     known: Vec<&'static str>,
     wrong: Vec<String>,
@@ -167,7 +257,11 @@ impl<'a> Reader<'a> {
         let names = self.policy.annotations().map(|(name, _)| name);
         let mut unknown: Vec<&str> = names.filter(|name| !self.known.contains(name)).collect();
         unknown.sort_unstable();
-        unknown.into_iter().map(|name| format!("`@{name}` is no annotation of a rule")).collect()
+        let near = |name| {
+            nearest(name, self.known.iter().copied(), 1).first().map(|near| format!(": did you mean `@{near}`?"))
+        };
+        let message = |name| format!("`@{name}` is no annotation of a rule{}", near(name).unwrap_or_default());
+        unknown.into_iter().map(message).collect()
     }
 
     fn annotation(&mut self, name: &'static str) -> Option<&'a str> {
@@ -190,8 +284,35 @@ impl<'a> Reader<'a> {
         self.optional(annotation, wanted, read)
     }
 
+    /// An annotation that a rule of the first edition must have, and one of the second may leave to its default.
+    fn defaulted<T>(
+        &mut self,
+        annotation: &'static str,
+        wanted: &str,
+        default: Option<T>,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        match self.edition {
+            Edition::First => self.required(annotation, wanted, read),
+            Edition::Second if self.policy.annotation(annotation).is_none() => default,
+            Edition::Second => self.optional(annotation, wanted, read),
+        }
+    }
+
     fn name(&mut self, annotation: &'static str) -> Option<String> {
         self.required(annotation, "a name of small letters, digits, `.` and `_`", name)
+    }
+
+    fn details(&mut self, own: &OwnTypes) -> Vec<Detail> {
+        let Some(text) = self.annotation("details") else { return Vec::new() };
+        let mut details = Vec::new();
+        for item in text.split(',').map(str::trim) {
+            match Detail::parse(item, self.edition, own) {
+                Ok(detail) => details.push(detail),
+                Err(wrong) => self.wrong.push(format!("`@details` must be a list of facts: {wrong}")),
+            }
+        }
+        details
     }
 
     /// What the rule demands of an approval; at most on a rule that asks for one.
@@ -231,33 +352,7 @@ impl<'a> Reader<'a> {
             self.wrong.push("its conditions cannot be read".to_owned());
             return None;
         };
-        let mut names = Vec::new();
-        named_attributes(&json, &mut names);
-        let mut attributes = Attributes::default();
-        for name in names {
-            match Attribute::parse(&name) {
-                Some(attribute) => attributes.insert(attribute),
-                None => self.wrong.push(format!("`context.{name}` is no fact that the evaluator computes")),
-            }
-        }
-        Some(attributes)
-    }
-}
-
-/// Collects every `context.<name>` and `context has <name>`.
-fn named_attributes(json: &serde_json::Value, names: &mut Vec<String>) {
-    match json {
-        serde_json::Value::Object(members) => {
-            let of_context = members.get("left").and_then(|l| l.get("Var")).and_then(|v| v.as_str()) == Some("context");
-            if let (true, Some(name)) = (of_context, members.get("attr")) {
-                let first = name.as_array().into_iter().flatten().take(1);
-                let found = first.chain(std::iter::once(name)).filter_map(|n| n.as_str()).map(str::to_owned);
-                names.extend(found.filter(|n| !names.contains(n)).collect::<Vec<_>>());
-            }
-            members.values().for_each(|member| named_attributes(member, names));
-        }
-        serde_json::Value::Array(items) => items.iter().for_each(|item| named_attributes(item, names)),
-        _ => {}
+        Some(reads::attributes(&json, self.edition, &mut self.wrong))
     }
 }
 
@@ -278,12 +373,4 @@ fn name(text: &str) -> Option<String> {
 
 fn list<T>(text: &str, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
     text.split(',').map(|item| read(item.trim())).collect()
-}
-
-fn detail(text: &str) -> Option<Detail> {
-    match text {
-        "next_opening" => Some(Detail::NextOpening),
-        "secrets" => Some(Detail::Secrets),
-        other => Attribute::parse(other).filter(|a| !a.holds_words()).map(Detail::Attribute),
-    }
 }

@@ -23,9 +23,9 @@ use crate::files::{Fault, Files, VOCABULARY, line_of};
 pub(crate) use effects::{Class, EffectWords, Marks, Meaning};
 pub(crate) use first::FirstWords;
 pub(crate) use names::{APPROVED, ApprovalWord, Names};
-pub(crate) use near::distance;
+pub(crate) use near::{distance, nearest};
 pub(crate) use tools::ToolWords;
-pub(crate) use windows::{WindowSpec, Windows, judge};
+pub(crate) use windows::{WindowSpec, Windows, judge, open_windows};
 
 use constraints::Constraints;
 use names::{RawApproval, RawEnvironments};

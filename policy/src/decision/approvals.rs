@@ -71,6 +71,11 @@ pub(crate) fn source(facts: &Facts, verdict: Verdict) -> Option<ApprovalSource> 
 /// On DEFER: what the rules that ask for an approval demand together. Rules that ask for something else, which an
 /// approval may settle all the same, demand nothing beyond the pack's defaults.
 pub(crate) fn terms(pack: &Pack, outcome: &Outcome<'_>, verdict: Verdict) -> Option<ApprovalTerms> {
-    let asking = outcome.matched.iter().filter(|rule| rule.asks_for_approval()).map(|rule| &rule.terms);
-    (verdict == Verdict::Defer).then(|| Terms::together(asking, &pack.approvals.terms))
+    let asking = || outcome.matched.iter().filter(|rule| rule.asks_for_approval());
+    let deferring = outcome.matched.iter().filter(|rule| rule.effect == Effect::Defer);
+    // Without the rules that ask, a pack that this one extends would demand its defaults: then they hold as well.
+    let is_added_to = deferring.map(|rule| rule.level).min() < asking().map(|rule| rule.level).min();
+    let defaults = is_added_to.then(Terms::default);
+    let demanded = asking().map(|rule| &rule.terms).chain(&defaults);
+    (verdict == Verdict::Defer).then(|| Terms::together(demanded, &pack.approvals.terms))
 }

@@ -4,11 +4,14 @@
 //! count. Names are compared with the declared lists after folding, environments also by the pack's aliases. An
 //! ambiguous word (letters of mixed scripts) becomes the empty text, which is on no declared list.
 
+use std::collections::BTreeSet;
+
 use stage0_contract::{CheckRequest, FieldError, Spelling, Word, is_blank};
 
 use super::culprit::Culprit;
 use super::declared::Declared;
 use super::evidence::Evidence;
+use super::proposal::member;
 use crate::vocabulary::{Edition, Vocabulary};
 
 /// Role and environments as rules compare them. A name on a declared list is spelled as on the list.
@@ -83,6 +86,18 @@ pub(crate) fn environment_as_written(request: &CheckRequest) -> String {
 pub(crate) fn resolved_environment(request: &CheckRequest, vocabulary: &Vocabulary) -> String {
     let sent = environment_as_written(request);
     if sent.is_empty() { sent } else { Name::of(&sent, Kind::Environment, vocabulary).canonical().to_owned() }
+}
+
+/// Every environment that the request names, by the pack's name for it; `None` stands for those that cannot be read.
+pub(super) fn canonical_environments(request: &CheckRequest, vocabulary: &Vocabulary) -> BTreeSet<Option<String>> {
+    let canonical = |sent: &str| {
+        let name = Name::of(sent, Kind::Environment, vocabulary);
+        Some(name.canonical().to_owned()).filter(|name| !name.is_empty())
+    };
+    let inner = ["environment", "target_environment"].into_iter().filter_map(|name| member(request, name));
+    let inner = inner.map(|value| value.as_str().and_then(canonical));
+    let outer = request.environment.as_deref().filter(|text| !is_blank(text)).map(canonical);
+    outer.into_iter().chain(inner).collect()
 }
 
 fn role<'a>(evidence: &mut Evidence<'a>) -> Option<(&'static str, &'a str)> {

@@ -214,6 +214,9 @@ impl Status {
         }
     }
 
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Approved, Self::Pending, Self::Missing, Self::None, Self::Rejected, Self::Absent, Self::Unrecognised];
+
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Approved => "approved",

@@ -87,6 +87,18 @@ impl Effects {
         classes
     }
 
+    /// Classes above none, sorted.
+    pub(crate) fn above_none(&self) -> Vec<&'static str> {
+        let classes = [
+            (self.approval, Class::Approval),
+            (self.communication, Class::Communication),
+            (self.high, Class::High),
+            (self.looping, Class::Loop),
+            (self.medium, Class::Medium),
+        ];
+        classes.into_iter().filter(|(declared, _)| *declared).map(|(_, class)| class.as_str()).collect()
+    }
+
     pub(crate) fn culprits(&self, side_effects: &[String], is_wanted: impl Fn(&Reading) -> bool) -> Vec<Culprit> {
         let wanted = self.readings.iter().zip(side_effects).enumerate().filter(|(_, (reading, _))| is_wanted(reading));
         wanted.take(MAX_CULPRITS).map(|(index, (_, raw))| Culprit::item("side_effects", index, raw)).collect()

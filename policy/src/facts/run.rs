@@ -13,10 +13,13 @@ use stage0_contract::{LimitName, Micros, Word};
 
 use super::declared::Declared;
 use super::evidence::{Evidence, as_micros, as_words, whole_number};
+use super::history::{RunHistory, TargetHash};
+use super::proposal::AMBIGUOUS;
+use super::tool_name::readings;
 use super::tools::ProposedTools;
 
 /// The longest name of a tool that is stored as it is; a longer one is stored as its hash.
-const MAX_NAME_BYTES: usize = 128;
+pub(super) const MAX_NAME_BYTES: usize = 128;
 
 /// What the server has counted of a run before this check.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +36,8 @@ pub struct RunSnapshot {
     pub calls: ToolCalls,
     /// The count of the original check, when this is a repeat of it.
     pub same_tool_calls: i64,
+    /// What the run did before this check, for the rules that look back.
+    pub history: RunHistory,
 }
 
 /// Calls of each tool. Those of an ambiguous name (letters of mixed scripts) count for every tool.
@@ -82,6 +87,11 @@ pub struct RunFacts {
     pub reported: Option<Reported>,
     /// The request holds a secret, so the names of its tools must not be stored.
     pub has_secrets: bool,
+    /// The targets of this check, each once; only for a run, and only if a rule of the pack asks for targets.
+    pub targets: Vec<TargetHash>,
+    /// One call of each tool that rules see, under each reading of its name; only for a run, and only if a rule of the
+    /// pack asks for calls or targets.
+    pub called: Option<ToolCalls>,
 }
 
 impl RunFacts {
@@ -119,6 +129,8 @@ impl RunFacts {
             estimated_cost,
             reported: None,
             has_secrets,
+            targets: Vec::new(),
+            called: None,
         };
         if let Some(counted) = snapshot {
             run.iteration = run.iteration.max(counted.iteration);
@@ -146,12 +158,22 @@ fn distinct_names(proposed: &[Word]) -> Vec<Option<String>> {
 }
 
 /// The name under which a tool is counted and stored. `read-file` and `read_file` are one tool.
-fn stored_name(name: &str) -> Cow<'_, str> {
+pub(super) fn stored_name(name: &str) -> Cow<'_, str> {
     if name.len() > MAX_NAME_BYTES {
         return Cow::Owned(format!("sha256:{}", HEXLOWER.encode(&Sha256::digest(name.as_bytes()))));
     }
     let separators = ['-', ' '];
     if name.contains(separators) { Cow::Owned(name.replace(separators, "_")) } else { Cow::Borrowed(name) }
+}
+
+/// The name under which a tool is counted; `None` for a name that may be any tool.
+pub(crate) fn stored_tool(tool: &str) -> Option<String> {
+    Word::new(tool).known().filter(|name| *name != AMBIGUOUS).map(|name| stored_name(name).into_owned())
+}
+
+/// Whether a tool is counted under exactly this name.
+pub(crate) fn is_stored_name(name: &str) -> bool {
+    !name.is_empty() && stored_tool(name).as_deref() == Some(name)
 }
 
 /// The larger value of `context` and `loop_state`, at least `initial`.
@@ -205,6 +227,21 @@ impl ToolCalls {
             }
         }
         calls
+    }
+
+    /// The same calls, each under every reading of the tool's name.
+    #[must_use]
+    pub fn by_reading(&self) -> Self {
+        let mut calls = Self { any: self.any, ..Self::default() };
+        for (tool, count) in &self.known {
+            readings(tool).iter().for_each(|reading| calls.add(reading, *count));
+        }
+        calls
+    }
+
+    pub(crate) fn add(&mut self, name: &str, count: i64) {
+        let calls = self.known.entry(name.to_owned()).or_default();
+        *calls = calls.saturating_add(count);
     }
 
     pub(crate) fn raise(&mut self, other: &Self) {

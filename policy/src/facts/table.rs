@@ -1,176 +1,66 @@
-//! The fact table: every attribute that a rule can read and every trigger that a rule can have, by name.
+//! The fact table: every attribute that a rule can read and every trigger that a rule can have, by name, with its type
+//! and its meaning.
 //!
-//! Attributes are what rules see as `context.<name>`: Booleans, whole numbers, texts and sets of texts only, because
-//! floats and nulls could decide wrongly. Triggers are cheap conditions that must hold before a rule is evaluated, so
-//! that most rules never are; a pack with a trigger that hides a rule is refused.
+//! Attributes are what rules see as `context.<name>`. None is a float or a null, because those could decide wrongly.
+//! Triggers are cheap conditions that must hold before a rule is evaluated, so that most rules never are; a pack whose
+//! trigger hides a rule is refused. The generated schema and the documentation come from this table alone.
 
-use stage0_contract::{FlagName, LimitName};
+mod more;
+mod row;
+mod rows;
+mod value;
+
+use serde::Serialize;
+
+pub(crate) use row::{Group, Groups, Kind};
+pub(crate) use value::FactValue;
 
 use super::Facts;
-use super::approval::Status;
+use crate::vocabulary::{Edition, nearest};
+use more::MORE;
+use row::Row;
+use rows::ROWS;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum FactValue {
-    Bool(bool),
-    Long(i64),
-    Text(String),
-    Set(Vec<String>),
+/// The number of rows.
+const ROW_COUNT: usize = ROWS.len() + MORE.len();
+
+/// A fact or a trigger, for people who write rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FactRow {
+    /// Rules see it as `context.<name>`, and name it in `@trigger`.
+    pub name: &'static str,
+    /// Its type in Cedar; `None` for a trigger that is no fact.
+    pub cedar_type: Option<&'static str>,
+    /// Whether it may be absent, so that a rule must ask with `has` first.
+    pub is_optional: bool,
+    /// Whether it can stand in `@trigger`.
+    pub is_trigger: bool,
+    /// Whether it holds words of the request, which are hidden where the request holds a secret.
+    pub holds_words: bool,
+    /// The edition of packs from which on it exists.
+    pub edition: u8,
+    /// What it belongs to: `request`, `proposal`, `time`, `caller`, `run` or `custom`.
+    pub group: &'static str,
+    /// One sentence.
+    pub doc: &'static str,
 }
 
-enum Row {
-    /// A Boolean attribute, and a trigger that holds when it is true.
-    Flag(fn(&Facts) -> bool),
-    /// A declared number, absent unless declared, and a trigger that holds when it is declared.
-    Limit(fn(&Facts) -> Option<i64>),
-    /// An attribute; absent where it returns `None`.
-    Attribute(fn(&Facts) -> Option<FactValue>),
-    /// An attribute that holds words of the request. They are hidden where the request holds a secret.
-    Words(fn(&Facts) -> Option<FactValue>),
-    Trigger(fn(&Facts) -> bool),
+/// Every fact and every trigger, in the order of the table.
+pub fn table() -> impl Iterator<Item = FactRow> {
+    all_rows().map(|(_, row)| row.described())
 }
 
-use Row::{Attribute as Value, Flag, Limit, Trigger as When, Words};
-
-/// `policy explain` lists triggers in this order.
-const TABLE: &[(&str, Row)] = &[
-    ("always", When(|_| true)),
-    ("side_effects", Flag(|f| f.effects.any)),
-    ("scoped_effects", Value(|f| bool(f.effects.scoped))),
-    ("high_effect", Flag(|f| f.effects.high)),
-    ("communication_effect", Flag(|f| f.effects.communication)),
-    ("loop_effect", Flag(|f| f.effects.looping)),
-    ("approval_effect", Flag(|f| f.effects.approval)),
-    ("impact_effect", Flag(|f| f.effects.impact)),
-    ("customer_visible_effect", Flag(|f| f.effects.customer_visible)),
-    ("unknown_effect", Flag(|f| f.effects.unknown)),
-    ("unknown_effect_part", Flag(|f| f.effects.unknown_part)),
-    ("writing_effect", Flag(|f| f.effects.writes)),
-    ("undeclared_effect", Flag(|f| !f.tool_risks.undeclared.is_empty())),
-    ("declared", Value(|f| set(&f.declared.names))),
-    ("guardrail_declared", Value(|f| bool(!f.declared.guardrails.is_empty()))),
-    ("context_present", Value(|f| bool(f.context_present))),
-    ("approval_required", Flag(|f| f.declared.flag(FlagName::ApprovalRequired))),
-    ("approval_named", Flag(|f| f.approval.named)),
-    ("approval_status", Value(|f| Some(FactValue::Text(f.approval.status.as_str().to_owned())))),
-    ("approval_needed", Value(|f| bool(f.approval.needed))),
-    ("approved", When(|f| f.effects.any && f.approval.status == Status::Approved)),
-    ("approval_time_unusable", Flag(|f| f.approval.time_unusable)),
-    ("approved_at", Value(|f| f.approval.approved_at.map(FactValue::Long))),
-    ("approved_by_actor", Flag(|f| f.approval.by_actor)),
-    ("approver_named", Value(|f| bool(f.approval.approver_named))),
-    ("customer_visible_refused", Value(|f| bool(f.approval.customer_visible_refused))),
-    ("role", Words(|f| f.access.role.clone().map(FactValue::Text))),
-    ("required_role", When(|f| f.declared.required_roles.is_some())),
-    ("required_roles", Words(|f| f.access.required_roles.clone().map(FactValue::Set))),
-    ("role_outside", When(|f| !f.access.role_outside.is_empty())),
-    ("environments", Words(|f| Some(FactValue::Set(f.access.environments.clone())))),
-    ("allowed_environment", When(|f| f.declared.allowed_environments.is_some())),
-    ("allowed_environments", Words(|f| f.access.allowed_environments.clone().map(FactValue::Set))),
-    ("environment_outside", When(|f| !f.access.environments_outside.is_empty())),
-    ("iteration", Value(|f| long(f.run.iteration))),
-    ("max_iterations", Limit(|f| f.declared.limit(LimitName::MaxIterations))),
-    ("retries", Value(|f| long(f.run.retries))),
-    ("max_retries", Limit(|f| f.declared.limit(LimitName::MaxRetries))),
-    ("elapsed_micros", Value(|f| long(f.run.elapsed_micros))),
-    ("timeout", When(|f| f.declared.limit(LimitName::Timeout).is_some())),
-    ("timeout_micros", Value(|f| f.declared.limit(LimitName::Timeout).map(FactValue::Long))),
-    ("cost_micros", Value(|f| long(f.run.cost_micros))),
-    ("max_cost_usd", When(|f| f.declared.limit(LimitName::MaxCost).is_some())),
-    ("max_cost_micros", Value(|f| f.declared.limit(LimitName::MaxCost).map(FactValue::Long))),
-    ("same_tool_calls", Value(|f| long(f.run.same_tool_calls))),
-    ("same_tool_limit", Limit(|f| f.declared.limit(LimitName::SameTool))),
-    ("record_count", Value(|f| f.scopes.record_count.map(FactValue::Long))),
-    ("max_records", Limit(|f| f.declared.limit(LimitName::MaxRecords))),
-    ("require_ticket", Flag(|f| f.declared.flag(FlagName::RequireTicket))),
-    ("ticket_named", Value(|f| bool(f.ticket_named))),
-    ("mfa_required", Flag(|f| f.declared.flag(FlagName::MfaRequired))),
-    ("mfa_verified", Value(|f| bool(f.mfa_verified))),
-    ("rollback_plan_required", Flag(|f| f.declared.flag(FlagName::RollbackPlanRequired))),
-    ("rollback_plan", Value(|f| bool(f.rollback_plan))),
-    ("allowed_change_window", When(|f| !f.declared.windows.is_empty())),
-    ("change_window_declared", Value(|f| bool(!f.declared.windows.is_empty()))),
-    ("window_open", Value(|f| bool(f.window_open))),
-    ("resource_scope", When(|f| !f.declared.resource_scopes.is_empty())),
-    ("resource_scope_declared", Value(|f| bool(!f.declared.resource_scopes.is_empty()))),
-    ("resources_named", Value(|f| bool(f.scopes.resources_named))),
-    ("resources_outside", Value(|f| bool(!f.scopes.resources_outside.is_empty()))),
-    ("allowed_mcp_servers", When(|f| f.declared.mcp_servers.is_some())),
-    ("mcp_servers_declared", Value(|f| bool(f.declared.mcp_servers.is_some()))),
-    ("mcp_servers_named", Value(|f| bool(f.scopes.mcp_servers_named))),
-    ("mcp_servers_outside", Value(|f| bool(!f.scopes.mcp_servers_outside.is_empty()))),
-    ("tenant_isolation", When(|f| f.declared.flag(FlagName::TenantIsolation))),
-    ("tenant_isolation_declared", Value(|f| bool(f.declared.flag(FlagName::TenantIsolation)))),
-    ("tenants_named", Value(|f| bool(f.scopes.tenants_named))),
-    ("tenants_outside", Value(|f| bool(!f.scopes.tenants_outside.is_empty()))),
-    ("allowed_tools", When(|f| f.declared.tools.is_some())),
-    ("tools_outside", Value(|f| bool(!f.scopes.tools_outside.is_empty()))),
-    ("denied_tools", When(|f| f.declared.denied_tools.is_some())),
-    ("tools_denied", Value(|f| bool(!f.scopes.tools_denied.is_empty()))),
-    ("denied_environment", When(|f| !f.declared.denied_environments.is_empty())),
-    ("denied_environment_declared", Value(|f| bool(!f.declared.denied_environments.is_empty()))),
-    ("environment_denied", Value(|f| bool(!f.scopes.environments_denied.is_empty()))),
-    ("approval_max_age", When(|f| f.declared.limit(LimitName::ApprovalMaxAge).is_some())),
-    ("approval_stale", Value(|f| bool(f.approval_stale))),
-    ("constraints_not_understood", Flag(|f| !f.declared.not_understood.is_empty())),
-    ("limits_not_enforced", Value(|f| set(&f.limits_not_enforced))),
-    (
-        "limits_not_enforced",
-        When(|f| !f.limits_not_enforced.is_empty() || (f.retry_count_unusable && f.effects.looping)),
-    ),
-    ("retries_unread", Value(|f| bool(f.retry_count_unusable))),
-    ("contradiction", When(|f| f.declared.flag(FlagName::ReadOnly) || f.declared.flag(FlagName::DryRun))),
-    ("sensitive_tool", Flag(|f| f.tool_risks.sensitive)),
-    ("tools_guarded", Value(|f| bool(f.declared.guards_tools()))),
-    ("criteria_missing", Flag(|f| f.criteria_missing)),
-    ("bare", Value(|f| bool(f.bare))),
-    ("goal_vague", Flag(|f| f.goal_vague)),
-    ("secret_found", Flag(|f| !f.secrets.is_empty())),
-    ("malformed", Value(|f| set(&f.malformed))),
-    ("malformed", When(|f| !f.malformed.is_empty())),
-];
-
-fn bool(value: bool) -> Option<FactValue> {
-    Some(FactValue::Bool(value))
+fn all_rows() -> impl Iterator<Item = (u8, &'static Row)> {
+    (0..).zip(ROWS.iter().chain(MORE))
 }
 
-fn long(value: i64) -> Option<FactValue> {
-    Some(FactValue::Long(value))
+fn rows(wanted: fn(&Row) -> bool) -> impl Iterator<Item = (u8, &'static Row)> {
+    all_rows().filter(move |(_, row)| wanted(row))
 }
 
-fn set(names: &[&'static str]) -> Option<FactValue> {
-    Some(FactValue::Set(names.iter().map(|name| (*name).to_owned()).collect()))
-}
-
-impl Row {
-    fn is_attribute(&self) -> bool {
-        !matches!(self, Self::Trigger(_))
-    }
-
-    fn is_trigger(&self) -> bool {
-        matches!(self, Self::Flag(_) | Self::Limit(_) | Self::Trigger(_))
-    }
-
-    fn value(&self, facts: &Facts) -> Option<FactValue> {
-        match self {
-            Self::Flag(read) => bool(read(facts)),
-            Self::Limit(read) => read(facts).map(FactValue::Long),
-            Self::Attribute(read) | Self::Words(read) => read(facts),
-            Self::Trigger(_) => None,
-        }
-    }
-
-    fn holds(&self, facts: &Facts) -> bool {
-        match self {
-            Self::Flag(holds) | Self::Trigger(holds) => holds(facts),
-            Self::Limit(read) => read(facts).is_some(),
-            Self::Attribute(_) | Self::Words(_) => false,
-        }
-    }
-}
-
-/// Rows of the table with their index.
-fn rows(wanted: fn(&Row) -> bool) -> impl Iterator<Item = (u8, &'static str, &'static Row)> {
-    (0..).zip(TABLE).filter(move |(_, (_, row))| wanted(row)).map(|(index, (name, row))| (index, *name, row))
+fn row(index: u8) -> Option<&'static Row> {
+    let index = usize::from(index);
+    ROWS.get(index).or_else(|| MORE.get(index.checked_sub(ROWS.len())?))
 }
 
 /// One attribute, by its index in the table.
@@ -186,33 +76,66 @@ impl Attribute {
         Self::all().find(|attribute| attribute.name() == name)
     }
 
+    /// The fact of this name, or what is wrong with the name, for a pack of this edition.
+    pub(crate) fn of_edition(name: &str, edition: Edition) -> Result<Self, String> {
+        if let Some(attribute) = Self::parse(name).filter(|attribute| attribute.is_known_to(edition)) {
+            return Ok(attribute);
+        }
+        let known = Self::all().filter(|attribute| attribute.is_known_to(edition)).map(Self::name);
+        let near = nearest(name, known, 1).into_iter().next();
+        let near = near.map(|near| format!(": did you mean `{near}`?")).unwrap_or_default();
+        Err(format!("is no fact that the evaluator computes{near}"))
+    }
+
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        rows(Row::is_attribute).map(|(index, ..)| Self(index))
+        rows(Row::is_attribute).map(|(index, _)| Self(index))
     }
 
     pub(crate) fn name(self) -> &'static str {
-        TABLE.get(usize::from(self.0)).map_or("", |(name, _)| name)
+        row(self.0).map_or("", |row| row.name)
+    }
+
+    /// Its type; that of a Boolean for an index without a row, which no attribute has.
+    pub(crate) fn kind(self) -> Kind {
+        row(self.0).and_then(|row| row.kind).unwrap_or(Kind::Bool)
+    }
+
+    pub(crate) fn group(self) -> Group {
+        row(self.0).map_or(Group::Request, |row| row.group)
+    }
+
+    pub(crate) fn is_optional(self) -> bool {
+        row(self.0).is_some_and(|row| row.is_optional)
     }
 
     pub(crate) fn holds_words(self) -> bool {
-        matches!(TABLE.get(usize::from(self.0)), Some((_, Row::Words(_))))
+        row(self.0).is_some_and(|row| row.holds_words)
     }
 
-    /// Its value; `None` where an optional fact is absent.
+    fn is_known_to(self, edition: Edition) -> bool {
+        row(self.0).is_some_and(|row| row.is_known_to(edition))
+    }
+
+    /// Its value; `None` where an optional fact is absent, or one that was not told.
     pub(crate) fn value(self, facts: &Facts) -> Option<FactValue> {
-        TABLE.get(usize::from(self.0)).and_then(|(_, row)| row.value(facts))
+        row(self.0).and_then(|row| row.value(facts))
     }
 }
 
 impl Trigger {
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        rows(Row::is_trigger).find(|(_, known, _)| *known == name).map(|(index, ..)| Self(index))
+        rows(Row::is_trigger).find(|(_, row)| row.name == name).map(|(index, _)| Self(index))
+    }
+
+    /// The trigger of this name, if packs of this edition have it.
+    pub(crate) fn of_edition(name: &str, edition: Edition) -> Option<Self> {
+        Self::parse(name).filter(|trigger| row(trigger.0).is_some_and(|row| row.is_known_to(edition)))
     }
 }
 
 /// A bit for each row of the table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct RowSet([u64; TABLE.len().div_ceil(64)]);
+struct RowSet([u64; ROW_COUNT.div_ceil(64)]);
 
 impl RowSet {
     fn insert(&mut self, index: u8) {
@@ -240,6 +163,17 @@ impl Attributes {
         }
     }
 
+    pub(crate) fn contains(self, attribute: Attribute) -> bool {
+        self.0.contains(attribute.0)
+    }
+
+    /// What its facts are read from.
+    pub(crate) fn groups(self) -> Groups {
+        let mut groups = Groups::default();
+        self.iter().for_each(|attribute| groups.insert(attribute.group()));
+        groups
+    }
+
     /// In the order of the table.
     pub(crate) fn iter(self) -> impl Iterator<Item = Attribute> {
         Attribute::all().filter(move |attribute| self.0.contains(attribute.0))
@@ -252,7 +186,7 @@ pub(crate) struct Triggers(RowSet);
 impl Triggers {
     pub(crate) fn of(facts: &Facts) -> Self {
         let mut triggers = RowSet::default();
-        for (index, ..) in rows(Row::is_trigger).filter(|(_, _, row)| row.holds(facts)) {
+        for (index, _) in rows(Row::is_trigger).filter(|(_, row)| row.holds(facts)) {
             triggers.insert(index);
         }
         Self(triggers)
@@ -263,7 +197,7 @@ impl Triggers {
     }
 
     pub(crate) fn names(self) -> Vec<&'static str> {
-        rows(Row::is_trigger).filter(|(index, ..)| self.0.contains(*index)).map(|(_, name, _)| name).collect()
+        rows(Row::is_trigger).filter(|(index, _)| self.0.contains(*index)).map(|(_, row)| row.name).collect()
     }
 }
 
@@ -275,10 +209,10 @@ mod tests {
     #[test]
     fn no_two_attributes_and_no_two_triggers_have_the_same_name() {
         for kind in [Row::is_attribute, Row::is_trigger] {
-            let unique: BTreeSet<_> = rows(kind).map(|(_, name, _)| name).collect();
+            let unique: BTreeSet<_> = rows(kind).map(|(_, row)| row.name).collect();
             assert_eq!(unique.len(), rows(kind).count());
         }
-        assert!(u8::try_from(TABLE.len()).is_ok(), "an index is a byte");
+        assert!(u8::try_from(ROW_COUNT).is_ok(), "an index is a byte");
     }
 
     #[test]
@@ -289,6 +223,35 @@ mod tests {
         assert!(Trigger::parse("malformed").is_some() && Trigger::parse("high_effect").is_some());
         assert_eq!(Trigger::parse("sometimes"), None);
         assert_eq!(Trigger::parse("role"), None, "an attribute that is no trigger");
+    }
+
+    #[test]
+    fn the_first_edition_knows_no_fact_and_no_trigger_of_the_second() {
+        let told = Attribute::of_edition("tools", Edition::First).unwrap_err();
+        assert!(told.starts_with("is no fact that the evaluator computes"), "{told}");
+        assert!(Attribute::of_edition("tools", Edition::Second).is_ok());
+        assert!(Attribute::of_edition("role", Edition::First).is_ok());
+        assert!(
+            Trigger::of_edition("run", Edition::First).is_none()
+                && Trigger::of_edition("run", Edition::Second).is_some()
+        );
+        assert!(Trigger::of_edition("always", Edition::First).is_some());
+    }
+
+    #[test]
+    fn a_slip_in_the_name_of_a_fact_brings_the_right_name() {
+        let told = Attribute::of_edition("effect_clases", Edition::Second).unwrap_err();
+        assert_eq!(told, "is no fact that the evaluator computes: did you mean `effect_classes`?");
+        let told = Attribute::of_edition("weather", Edition::Second).unwrap_err();
+        assert_eq!(told, "is no fact that the evaluator computes");
+    }
+
+    #[test]
+    fn every_row_has_a_sentence_and_every_attribute_a_type() {
+        for row in table() {
+            assert!(row.doc.ends_with('.') && !row.doc.contains("  "), "{}: {}", row.name, row.doc);
+            assert!(row.cedar_type.is_some() || row.is_trigger, "{}", row.name);
+        }
     }
 
     #[test]
@@ -307,6 +270,7 @@ mod tests {
             let mut set = Attributes::default();
             set.insert(attribute);
             assert_eq!(set.iter().collect::<Vec<_>>(), [attribute]);
+            assert!(set.contains(attribute));
         }
     }
 }

@@ -28,6 +28,10 @@ impl Target {
         let word = Word::new(raw);
         canonical(word.known()?).map(Self)
     }
+
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
 }
 
 impl Scope {

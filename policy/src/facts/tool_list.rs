@@ -8,10 +8,8 @@ use stage0_contract::{Spelling, Word, plain, visible};
 
 use super::mcp;
 use super::patterns::Patterns;
+use super::tool_name::{last_part, without_arguments};
 use crate::vocabulary::Edition;
-
-/// How many places within one name are tried as the end of its server.
-const MAX_SERVER_ENDS: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct AllowedTools {
@@ -77,9 +75,8 @@ impl DeniedTools {
             return true;
         }
         // Arguments in brackets and a prefix such as `vendor.` are not part of the tool's own name.
-        let called = tool.split_once('(').map_or(tool, |(name, _)| name);
-        let own = called.rsplit(['.', ':', '/']).find(|part| !part.trim().is_empty()).unwrap_or(called);
-        let mut names = vec![tool, called, own];
+        let called = without_arguments(tool);
+        let mut names = vec![tool, called, last_part(called)];
         names.dedup();
         names.into_iter().any(|name| self.denies_name(name))
     }
@@ -89,12 +86,7 @@ impl DeniedTools {
             readings.is_none_or(|readings| readings.iter().any(|reading| self.names.matches(reading)))
         };
         // A server's name may hold `__` too, so the tool may begin after any of them.
-        let after_separators = || {
-            let rest = mcp::rest(tool.trim()).unwrap_or_default();
-            let ends = rest.match_indices(mcp::SEPARATOR).take(MAX_SERVER_ENDS);
-            ends.filter_map(move |(at, separator)| rest.get(at + separator.len()..))
-        };
-        is_listed(readings(tool)) || after_separators().any(|tool| is_listed(readings_of_tool(tool)))
+        is_listed(readings(tool)) || mcp::tools(tool.trim()).any(|tool| is_listed(readings_of_tool(tool)))
     }
 }
 

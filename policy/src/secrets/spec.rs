@@ -2,8 +2,9 @@
 //!
 //! Patterns must be cheap to search for, words in normal form, nothing twice, nothing empty. A pack without the file
 //! uses the forms of the compiled-in baseline; one that `extends` them adds its own. The baseline's forms then count
-//! towards the pack's version.
+//! towards the pack's version. A pack that extends another pack adds to the forms of that one.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 
@@ -27,7 +28,7 @@ const NORMAL: &str = "is not in normal form and would match nothing: write small
 /// Compiled once, since most packs use it.
 static BASELINE: LazyLock<Result<Arc<Detector>, Vec<Fault>>> = LazyLock::new(|| {
     let mut faults = Vec::new();
-    let detector = read(&[EMBEDDED], &mut faults);
+    let detector = read(&[EMBEDDED.into()], &mut faults);
     detector.filter(|_| faults.is_empty()).ok_or(faults)
 });
 
@@ -74,30 +75,51 @@ struct RawValues {
     ordinary: Option<Words>,
 }
 
-/// The forms of a pack and the text of the baseline, if that has a part in them.
+/// The forms of a pack and the text of the baseline, if that has a part in them and no other pack stands for it.
 pub(crate) struct Secrets {
     pub(crate) detector: Arc<Detector>,
     pub(crate) base: Option<&'static str>,
+    /// What the forms were read from, each text in addition to those before it.
+    pub(crate) texts: Vec<Cow<'static, str>>,
 }
 
 pub(crate) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Secrets> {
-    let Some(text) = files.get(SECRETS) else {
-        return Some(Secrets { detector: baseline(faults)?, base: Some(EMBEDDED) });
+    let own = files.shared(SECRETS);
+    let Some(text) = own.filter(|text| text != EMBEDDED) else {
+        let base = files.get(SECRETS).is_none().then_some(EMBEDDED);
+        return Some(Secrets { detector: baseline(faults)?, base, texts: vec![EMBEDDED.into()] });
     };
-    if text == EMBEDDED {
-        return Some(Secrets { detector: baseline(faults)?, base: None });
-    }
-    match raw(text, faults)?.extends {
-        None => Some(Secrets { detector: read(&[text], faults)?, base: None }),
-        Some(name) if name.as_ref() == "baseline" => {
-            Some(Secrets { detector: read(&[EMBEDDED, text], faults)?, base: Some(EMBEDDED) })
-        }
+    let (base, texts) = match raw(&text, faults)?.extends {
+        None => (None, vec![text]),
+        Some(name) if name.as_ref() == "baseline" => (Some(EMBEDDED), vec![EMBEDDED.into(), text]),
         Some(name) => {
             let message = format!("`extends` must be `baseline`, and is `{}`", name.as_ref());
-            faults.push(Fault::new(SECRETS, message).at(line_of(text, name.span().start)));
-            None
+            faults.push(Fault::new(SECRETS, message).at(line_of(&text, name.span().start)));
+            return None;
         }
+    };
+    Some(Secrets { detector: read(&texts, faults)?, base, texts })
+}
+
+/// The forms of a pack that extends the pack `parent`: those of that one, and its own in addition.
+pub(crate) fn extend(
+    files: &Files,
+    parent: &str,
+    detector: &Arc<Detector>,
+    texts: &[Cow<'static, str>],
+    faults: &mut Vec<Fault>,
+) -> Option<Secrets> {
+    let mut texts = texts.to_vec();
+    let Some(text) = files.shared(SECRETS) else {
+        return Some(Secrets { detector: Arc::clone(detector), base: None, texts });
+    };
+    if let Some(name) = raw(&text, faults)?.extends.filter(|name| name.as_ref() != parent) {
+        let message = format!("the forms of `{parent}` are inherited: take `extends` out");
+        faults.push(Fault::new(SECRETS, message).at(line_of(&text, name.span().start)));
+        return None;
     }
+    texts.push(text);
+    Some(Secrets { detector: read(&texts, faults)?, base: None, texts })
 }
 
 pub(crate) fn baseline(faults: &mut Vec<Fault>) -> Option<Arc<Detector>> {
@@ -115,12 +137,12 @@ fn raw(text: &str, faults: &mut Vec<Fault>) -> Option<RawSecrets> {
 }
 
 /// Merges the files: words and forms of each are added to those before.
-fn read(texts: &[&str], faults: &mut Vec<Fault>) -> Option<Arc<Detector>> {
+fn read(texts: &[Cow<'static, str>], faults: &mut Vec<Fault>) -> Option<Arc<Detector>> {
     let known = faults.len();
     let mut made = Made::default();
-    for text in texts {
+    for (index, text) in texts.iter().enumerate() {
         let raw = raw(text, faults)?;
-        let complete = raw.extends.is_none();
+        let complete = index == 0;
         let mut check = Check { text, complete, faults, made: &mut made };
         check.forms(raw.forms);
         check.names(raw.names);
@@ -310,7 +332,7 @@ mod tests {
 
     #[test]
     fn the_documented_example_adds_to_the_baseline() {
-        let page = include_str!("../../../docs/policy-secrets.md");
+        let page = include_str!("../../../docs/policy/secrets.md");
         let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         assert_eq!(faults(example), Vec::<String>::new());
         let secrets = parse(&Files::of([(SECRETS, example)]), &mut Vec::new()).unwrap();

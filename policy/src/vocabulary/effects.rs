@@ -83,8 +83,12 @@ impl Marks {
         self.0 & others.0 != 0
     }
 
-    pub(crate) fn and(self, others: Self) -> Self {
+    pub(crate) const fn and(self, others: Self) -> Self {
         Self(self.0 | others.0)
+    }
+
+    pub(crate) fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
     }
 }
 
@@ -150,6 +154,17 @@ impl EffectWords {
             });
             fits.then_some((run.rest.len() + 1, run.meaning))
         })
+    }
+
+    /// What a word of the pack's files means: of several parts as a whole, of one part also as a form of another word.
+    pub(crate) fn meaning(&self, word: &str) -> Option<Meaning> {
+        let parts = parts(word);
+        let (first, rest) = parts.split_first()?;
+        if rest.is_empty() {
+            return self.part(first);
+        }
+        let (length, meaning) = self.run(first, &rest.iter().map(String::as_str))?;
+        (length == parts.len()).then_some(meaning)
     }
 
     pub(crate) fn nearest(&self, word: &str, most: usize) -> Vec<String> {

@@ -45,11 +45,10 @@ impl ToolWords {
         let among = |set: &HashSet<String>, part: Option<&&str>| part.is_some_and(|part| set.contains(*part));
         let mut host = false;
         for (index, part) in parts.iter().enumerate() {
-            let Some(words) = self.sensitive.get(*part).or_else(|| self.sensitive.get(part.strip_suffix('s')?)) else {
-                continue;
-            };
+            // Both count: a word of the plural must not hide one of the singular.
+            let singular = part.strip_suffix('s').and_then(|part| self.sensitive.get(part));
             let rest = parts.get(index + 1..).unwrap_or_default();
-            for word in words {
+            for word in self.sensitive.get(*part).into_iter().chain(singular).flatten() {
                 if rest.len() >= word.rest.len() && word.rest.iter().zip(rest).all(|(wanted, part)| wanted == part) {
                     if word.runs {
                         return true;
@@ -151,6 +150,15 @@ mod tests {
     #[test]
     fn the_baseline_has_no_faults() {
         assert_eq!(faults(GOOD), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_word_in_the_plural_hides_none_in_the_singular() {
+        let text = GOOD.replacen("\"shell\"", "\"commands_of_ours\", \"shell\"", 1);
+        let words = parse(&Files::of([(TOOLS, text.as_str())]), &mut Vec::new()).unwrap();
+        assert!(words.is_sensitive(&["run", "commands"], Some("run")), "`command` is a host");
+        assert!(words.is_sensitive(&["commands", "of", "ours"], Some("commands")));
+        assert!(!words.is_sensitive(&["run", "commandss"], Some("run")));
     }
 
     #[test]

@@ -63,6 +63,16 @@ impl WindowSpec {
 }
 
 impl Window {
+    /// Whether it is never open when the other one is closed.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        let same_night = (self.closes > self.opens) == (other.closes > other.opens);
+        self.zone == other.zone
+            && self.days.iter().all(|day| other.days.contains(day))
+            && same_night
+            && self.opens >= other.opens
+            && self.closes <= other.closes
+    }
+
     /// The next moment at which the window is open: `now` itself while it is.
     fn open_from(&self, now: Timestamp) -> Option<Timestamp> {
         let today = now.to_zoned(self.zone.clone()).date();
@@ -100,6 +110,11 @@ pub(crate) fn judge(
         Some(from) if from == now => (true, None),
         from => (false, from.map(|t| t.to_string())),
     }
+}
+
+/// Names of the windows that are open at a time.
+pub(crate) fn open_windows(windows: &Windows, at: Timestamp) -> Vec<String> {
+    windows.iter().filter(|(_, window)| window.open_from(at) == Some(at)).map(|(name, _)| name.clone()).collect()
 }
 
 fn all_open_from(groups: &BTreeSet<BTreeSet<String>>, windows: &Windows, now: Timestamp) -> Option<Timestamp> {
@@ -164,6 +179,27 @@ mod tests {
         assert_eq!(at(&[&["office"]], "2026-03-13T16:00:00Z"), (false, Some("2026-03-16T08:00:00Z".to_owned())));
         assert_eq!(at(&[&["office"]], "2026-03-13T15:59:59Z"), (true, None));
         assert_eq!(at(&[&["office"]], "2026-03-16T07:59:59Z"), (false, Some("2026-03-16T08:00:00Z".to_owned())));
+    }
+
+    #[test]
+    fn a_window_within_another_is_never_open_alone() {
+        let read =
+            |zone: &str, days: &[&str], opens: &str, closes: &str| spec(zone, days, opens, closes).read().unwrap();
+        let office = read("Etc/UTC", &["mon", "tue"], "09:00", "17:00");
+        for inner in [office.clone(), read("Etc/UTC", &["tue"], "09:01", "16:59")] {
+            assert!(inner.is_within(&office));
+        }
+        for other in [
+            read("Europe/Berlin", &["mon"], "10:00", "16:00"),
+            read("Etc/UTC", &["mon", "wed"], "09:00", "17:00"),
+            read("Etc/UTC", &["mon"], "08:59", "17:00"),
+            read("Etc/UTC", &["mon"], "09:00", "17:01"),
+            read("Etc/UTC", &["mon"], "18:00", "16:00"),
+        ] {
+            assert!(!other.is_within(&office), "{other:?}");
+        }
+        let night = read("Etc/UTC", &["mon"], "22:00", "06:00");
+        assert!(read("Etc/UTC", &["mon"], "23:00", "05:00").is_within(&night) && !office.is_within(&night));
     }
 
     #[test]
