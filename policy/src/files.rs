@@ -1,16 +1,20 @@
-//! The files of a pack: the embedded baseline, or a folder on disk.
+//! The files of a pack: one that is compiled in, or a folder on disk.
 //!
 //! Any file that a pack may not have is a fault: it would change the digest without changing a decision, or it is a
-//! policy file with a misspelt name.
+//! policy file with a misspelt name. A link is followed only to a file within the pack's folder.
 
+mod embedded;
 mod fault;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+pub(crate) use embedded::{BASELINE, EMBEDDED, Embedded};
 pub use fault::{Fault, PackError};
 pub(crate) use fault::{line_of, toml_fault};
 
@@ -27,73 +31,41 @@ const POLICY_ENDING: &str = ".cedar";
 
 /// The largest file of a pack. A folder that was given by mistake may hold anything.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+/// The largest file of words, numbers or types: each word of it is compared with others, and each may be a fault.
+const MAX_WORDS_BYTES: u64 = 256 << 10;
 /// The largest pack, all files together.
 const MAX_PACK_BYTES: u64 = 8 << 20;
 const MAX_FILES: usize = 100;
 
-macro_rules! embedded {
-    ($($name:literal),+ $(,)?) => {
-        [$(($name, include_str!(concat!("../../policies/baseline/", $name)))),+]
-    };
-}
-
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Files(BTreeMap<String, String>);
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Files(BTreeMap<String, Cow<'static, str>>);
 
 impl Files {
-    /// The baseline pack that is compiled into this binary.
-    pub(crate) fn embedded() -> Self {
-        Self::of(embedded![
-            "pack.toml",
-            "schema.cedarschema",
-            "vocabulary.toml",
-            "effects.toml",
-            "tools.toml",
-            "codes.toml",
-            "constraints.toml",
-            "secrets.toml",
-            "cases.json",
-            "cases-2.json",
-            "access.cedar",
-            "approval.cedar",
-            "change.cedar",
-            "constraints.cedar",
-            "effects.cedar",
-            "evidence.cedar",
-            "loop.cedar",
-            "scope.cedar",
-            "secrets.cedar",
-            "value.cedar",
-        ])
-    }
-
-    pub(crate) fn of<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        Self(files.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect())
-    }
-
     pub(crate) fn read(folder: &Path) -> Result<Self, PackError> {
         let place = folder.display().to_string();
         let refuse = |file: &str, what: &str| PackError::of(Fault::new(file, what));
-        let entries = fs::read_dir(folder).map_err(|error| refuse(&place, &format!("cannot be read: {error}")))?;
+        let unread = |error: std::io::Error| refuse(&place, &format!("cannot be read: {error}"));
+        let entries = fs::read_dir(folder).map_err(unread)?;
+        let root = fs::canonicalize(folder).map_err(unread)?;
         let (mut files, mut faults) = (BTreeMap::new(), Vec::new());
         let mut left = MAX_PACK_BYTES;
         for entry in entries {
             if files.len() + faults.len() >= MAX_FILES {
                 return Err(refuse(&place, &format!("has more than {MAX_FILES} files: is it the folder of a pack?")));
             }
-            let entry = entry.map_err(|error| refuse(&place, &format!("cannot be read: {error}")))?;
+            let entry = entry.map_err(unread)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // Hidden files are ignored.
             if name.starts_with('.') {
                 continue;
             }
-            match read_text(&entry.path()) {
+            match within(&root, &entry.path()).and_then(|path| read_text(&path, &name)) {
                 Ok(text) => {
                     let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
                     left = left.checked_sub(bytes).ok_or_else(|| {
                         refuse(&place, &format!("has more than {MAX_PACK_BYTES} bytes in all its files"))
                     })?;
-                    files.insert(name, text);
+                    files.insert(name, text.into());
                 }
                 Err(message) => faults.push(Fault::new(&name, message)),
             }
@@ -102,7 +74,7 @@ impl Files {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.get(name).map(AsRef::as_ref)
     }
 
     /// The text of a required file; its absence is a fault.
@@ -127,7 +99,16 @@ impl Files {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+        self.0.iter().map(|(name, text)| (name.as_str(), text.as_ref()))
+    }
+
+    /// The text of a file, shared where it is compiled in.
+    pub(crate) fn shared(&self, name: &str) -> Option<Cow<'static, str>> {
+        self.0.get(name).cloned()
+    }
+
+    pub(crate) fn set(&mut self, name: &str, text: impl Into<Cow<'static, str>>) {
+        self.0.insert(name.to_owned(), text.into());
     }
 
     pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -155,20 +136,35 @@ fn is_cases(name: &str) -> bool {
     name.strip_prefix("cases").and_then(|rest| rest.strip_suffix(".json")).is_some()
 }
 
-fn read_text(path: &Path) -> Result<String, String> {
-    let data = fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
-    if !data.is_file() {
+/// Where an entry of a folder leads. Mounts of Kubernetes link each file to one in a hidden folder beside it.
+fn within(root: &Path, entry: &Path) -> Result<PathBuf, String> {
+    let target = fs::canonicalize(entry).map_err(|error| format!("cannot be read: {error}"))?;
+    if target.starts_with(root) { Ok(target) } else { Err("is a link that leads out of the pack's folder".to_owned()) }
+}
+
+/// Reads the file of this name, which may lie elsewhere.
+pub(crate) fn read_text(path: &Path, name: &str) -> Result<String, String> {
+    let has_words = name == SCHEMA || name.ends_with(".toml");
+    let limit = if has_words { MAX_WORDS_BYTES } else { MAX_FILE_BYTES };
+    let unread = |error: std::io::Error| format!("cannot be read: {error}");
+    // A pipe would block until something is written to it.
+    if !fs::metadata(path).map_err(unread)?.is_file() {
         return Err("is no file of a pack".to_owned());
     }
-    if data.len() > MAX_FILE_BYTES {
-        return Err(format!("is larger than {MAX_FILE_BYTES} bytes"));
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(unread)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
+        return Err(format!("is larger than {limit} bytes"));
     }
-    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
 }
 
 #[cfg(test)]
 impl Files {
+    pub(crate) fn of<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(files.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned().into())).collect())
+    }
+
     /// The baseline as it was before packs had an edition.
     pub(crate) fn first_edition() -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/first-edition");
@@ -176,7 +172,7 @@ impl Files {
     }
 
     pub(crate) fn with(mut self, name: &str, text: &str) -> Self {
-        self.0.insert(name.to_owned(), text.to_owned());
+        self.set(name, text.to_owned());
         self
     }
 }

@@ -1,20 +1,28 @@
 //! Policy packs: a folder of rules, words, numbers and cases that is loaded whole or not at all.
 //!
 //! A pack with a single fault is refused, and the refusal lists all faults. Its cases must pass and satisfy every rule.
+//! A pack that extends another has the words, numbers and rules of that one, and its own over them.
 //! INVARIANT: an existing [`Pack`] is valid, and its version is derived from its content, so other rules cannot be
 //! published under the same version.
 
 mod approvals;
+mod case_run;
 mod cases;
 mod codes;
+mod compared;
 mod digest;
+mod extends;
+mod inherit;
 mod load;
 mod manifest;
+mod merge;
+mod own_types;
 mod proof;
 mod reference;
 mod rules;
 mod set;
-mod shape;
+pub(crate) mod shape;
+mod weakens;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,21 +30,31 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use stage0_contract::{FieldError, PolicyVersion};
 
-use crate::facts::Declared;
-use crate::files::{Files, PackError};
+use crate::facts::{Attributes, CustomTypes, Declared, Groups, RunNeeds};
+use crate::files::{Files, PackError, SCHEMA};
 use crate::rule::Rule;
 use crate::secrets::{Detector, spec};
 use crate::vocabulary::{self, Edition, Vocabulary, Windows};
 
 pub use cases::Expectation;
-pub use proof::CaseOutcome;
+pub use proof::{CaseOutcome, Reason, demand};
 pub use set::{PackSet, PackSetError};
+pub use weakens::Weakened;
 
 pub(crate) use approvals::{Approvals, GROUPS, groups};
+pub(crate) use cases::line_of_case;
+pub(crate) use compared::{KnownCase, Milder, WordLists, milder, milder_terms};
+pub(crate) use load::on_large_stack;
 pub(crate) use manifest::{Pro, Scores};
+pub(crate) use own_types::OwnTypes;
+pub(crate) use proof::Trial;
 pub(crate) use rules::rekeyed;
 
 use cases::Case;
+use digest::Foundation;
+use inherit::{Inheritance, Lineage};
+use manifest::Manifest;
+use weakens::Child;
 
 /// A loaded, tested policy pack.
 #[derive(Debug)]
@@ -49,51 +67,107 @@ pub struct Pack {
     pub(crate) approvals: Approvals,
     secrets: Arc<Detector>,
     pub(crate) rules: BTreeMap<String, Rule>,
+    /// Members of `context` that the pack declares as its own.
+    pub(crate) custom: CustomTypes,
+    /// Tools whose calls in a run its rules count, in normal form.
+    pub(crate) run_calls: Vec<String>,
+    /// What the facts are read from that its rules read or show.
+    pub(crate) groups: Groups,
+    run_needs: RunNeeds,
     reference: Map<String, Value>,
     /// The text of each policy file. Every engine parses its own copy.
     pub(crate) sources: Vec<String>,
     case_count: usize,
+    lineage: Lineage,
 }
 
 impl Pack {
-    /// The cases are returned, not run.
-    fn parse(files: &Files) -> Result<(Self, Vec<Case>), PackError> {
-        let mut faults = files.unexpected();
+    /// Parses the files of a pack, and those of the pack that it extends below them. The cases are returned, not run.
+    fn parse(own: &Files, parent: Option<&Arc<Self>>) -> Result<(Self, Vec<Case>), PackError> {
+        let inheritance = parent.map(|parent| Inheritance::of(own, parent)).transpose()?;
+        let mut faults = own.unexpected();
+        let files = inheritance.as_ref().map_or(own, |inheritance| &inheritance.merged.files);
         let manifest = manifest::parse(files, &mut faults);
         let edition = manifest.as_ref().map(|(manifest, ..)| manifest.edition);
+        // Only packs of the second edition can be extended, whatever is wrong with the manifest.
+        let edition = edition.or(inheritance.as_ref().map(|_| Edition::Second));
         if edition == Some(Edition::First) {
             faults.extend(files.of_second_edition());
         }
         // Faults about the edition's files are reported only if the edition is known.
         let vocabulary = vocabulary::parse(files, edition, &mut faults);
         let edition = edition.unwrap_or_default();
-        let secrets = spec::parse(files, &mut faults);
-        let (mut rules, sources) = rules::parse(files, edition, &mut faults);
+        let secrets = match &inheritance {
+            None => spec::parse(files, &mut faults),
+            Some(inheritance) => inheritance.secrets(&mut faults),
+        };
+        let types = OwnTypes::read(SCHEMA, files.get(SCHEMA).unwrap_or_default(), edition, &mut faults);
+        let (mut rules, mut sources) = rules::parse(files, edition, &types, &mut faults);
+        // Faults that name a line of the pack's own files already.
+        let mut placed = Vec::new();
+        match &inheritance {
+            None => faults.extend(rules::none(&rules, &sources, &faults)),
+            Some(inheritance) => placed = inheritance.add_rules(&mut rules, &mut sources, faults.is_empty()),
+        }
         if vocabulary.as_ref().and_then(Vocabulary::second).is_some_and(|(_, tools)| tools.undeclared_defers()) {
             rules.values_mut().for_each(|rule| rule.defer_undeclared(&mut faults));
         }
         if let Some((.., approvals)) = &manifest {
-            faults.extend(rules.values().filter_map(|rule| rule.late_escalation(&approvals.terms)));
+            for rule in rules.values() {
+                let late = rule.late_escalation(&approvals.terms);
+                match inheritance.as_ref().filter(|_| rule.inherited.is_some()) {
+                    None => faults.extend(late),
+                    Some(inheritance) => placed.extend(late.map(|fault| inheritance.blamed(&fault))),
+                }
+            }
         }
-        let codes = codes::parse(files, edition, &rules, &mut faults);
-        let cases = cases::parse(files, &mut faults);
+        let is_own = |code: &str| inheritance.as_ref().is_none_or(|inheritance| inheritance.describes(code));
+        let codes = codes::parse(files, edition, &rules, &types, is_own, &mut faults);
+        let has_cases = files.cases().next().is_some();
+        let cases = match &inheritance {
+            Some(inheritance) if !has_cases && !inheritance.needs_cases() => Some(Vec::new()),
+            Some(_) | None => cases::parse(files, &mut faults),
+        };
+        if let Some(inheritance) = &inheritance {
+            inheritance.merged.place(&mut faults);
+            faults.append(&mut placed);
+            if let (Some((manifest, windows, approvals)), Some(vocabulary)) = (&manifest, &vocabulary)
+                && faults.is_empty()
+            {
+                let Manifest { scores, pro, .. } = manifest;
+                inheritance.weakenings(&Child { vocabulary, windows, scores, pro, approvals }, &mut faults);
+            }
+        }
         match (manifest, vocabulary, secrets, codes, cases) {
             (Some((manifest, windows, approvals)), Some(vocabulary), Some(secrets), Some(codes), Some(cases))
                 if faults.is_empty() =>
             {
-                let version = digest::version(&manifest.name, &manifest.version, files, secrets.base);
+                let mut attributes = Attributes::default();
+                rules.values().for_each(|rule| attributes.extend(rule.shown_and_read()));
+                let foundation = Foundation { secrets: secrets.base, parent: parent.map(|parent| parent.version()) };
+                let version = digest::version(&manifest.name, &manifest.version, own, &foundation);
                 let pack = Self {
                     version: version.map_err(PackError::of)?,
                     scores: manifest.scores,
                     pro: manifest.pro,
                     windows,
-                    reference: reference::of(files, &vocabulary, &codes, &rules, &approvals.terms),
+                    reference: reference::of(files, &vocabulary, &codes, &rules, &approvals.terms, &types.custom),
                     vocabulary,
                     approvals,
                     secrets: secrets.detector,
                     rules,
+                    custom: types.custom,
+                    run_calls: types.run_calls,
+                    groups: attributes.groups(),
+                    run_needs: RunNeeds::of(attributes),
                     sources,
                     case_count: cases.len(),
+                    lineage: Lineage {
+                        parent: parent.cloned(),
+                        weakened: inheritance.as_ref().and_then(|inheritance| inheritance.section.weakened()),
+                        secrets: secrets.texts,
+                        files: inheritance.map_or_else(|| own.clone(), |inheritance| inheritance.merged.files),
+                    },
                 };
                 Ok((pack, cases))
             }
@@ -109,6 +183,11 @@ impl Pack {
     /// The faults of a request's constraints that only the pack can find. Faults of the grammar are the gateway's.
     pub fn review(&self, constraints: &[String]) -> Vec<FieldError> {
         Declared::review(constraints, &self.vocabulary, &self.windows)
+    }
+
+    /// What its rules ask of the state of a run beyond the counts that every run keeps.
+    pub fn run_needs(&self) -> RunNeeds {
+        self.run_needs
     }
 
     /// The number of rules.

@@ -2,7 +2,8 @@
 //!
 //! A rule says what it needs in annotations, a pack in `[approvals]` of `pack.toml` for rules that say nothing. Without
 //! either, any one member may approve within an hour, and the approval may be used for a quarter of an hour.
-//! INVARIANT: terms taken together are never looser than those of any rule among them.
+//! INVARIANT: terms taken together are never looser than those of any rule among them. So an escalation of one rule
+//! opens that rule's requirement and no other.
 
 use stage0_contract::{ApprovalTerms, Escalation, Requirement};
 
@@ -38,25 +39,30 @@ impl Terms {
 
     /// These terms alone, with the pack's defaults for what they do not say.
     pub(crate) fn or(&self, defaults: &Self) -> ApprovalTerms {
+        with_shared_escalation(self.alone(defaults))
+    }
+
+    /// As [`Terms::or`], with the escalation at the requirement.
+    fn alone(&self, defaults: &Self) -> ApprovalTerms {
         let groups = self.approvers.clone().or_else(|| defaults.approvers.clone()).unwrap_or_default();
         let quorum = self.quorum.or(defaults.quorum).unwrap_or(1);
         let within_seconds = self.within_or(defaults);
         let escalation = self.escalation.as_ref().or(defaults.escalation.as_ref());
         ApprovalTerms {
-            requirements: vec![Requirement { groups, quorum }],
+            requirements: vec![Requirement { groups, quorum, escalation: escalation.cloned() }],
             within_seconds,
             valid_seconds: self.valid_for.or(defaults.valid_for).unwrap_or(DEFAULT_VALID_FOR),
             reason_required: self.reason_required || defaults.reason_required,
-            escalation: escalation.filter(|escalation| escalation.after_seconds < within_seconds).cloned(),
+            escalation: None,
         }
     }
 
     /// The terms of several rules together; without a rule those of the pack.
     pub(crate) fn together<'t>(rules: impl Iterator<Item = &'t Self>, defaults: &Self) -> ApprovalTerms {
-        let together = rules.map(|rule| rule.or(defaults)).reduce(merged);
-        let mut together = together.unwrap_or_else(|| Self::default().or(defaults));
+        let together = rules.map(|rule| rule.alone(defaults)).reduce(merged);
+        let mut together = together.unwrap_or_else(|| Self::default().alone(defaults));
         together.requirements.sort_unstable_by(|a, b| a.groups.cmp(&b.groups));
-        together
+        with_shared_escalation(together)
     }
 }
 
@@ -64,7 +70,10 @@ fn merged(mut all: ApprovalTerms, more: ApprovalTerms) -> ApprovalTerms {
     for one in more.requirements {
         // Of two requirements of the same groups the larger quorum includes the smaller one.
         match all.requirements.iter_mut().find(|known| known.groups == one.groups) {
-            Some(known) => known.quorum = known.quorum.max(one.quorum),
+            Some(known) => {
+                known.quorum = known.quorum.max(one.quorum);
+                known.escalation = known.escalation.take().zip(one.escalation).and_then(|(a, b)| of_both(a, &b));
+            }
             None => all.requirements.push(one),
         }
     }
@@ -73,21 +82,30 @@ fn merged(mut all: ApprovalTerms, more: ApprovalTerms) -> ApprovalTerms {
         within_seconds: all.within_seconds.min(more.within_seconds),
         valid_seconds: all.valid_seconds.min(more.valid_seconds),
         reason_required: all.reason_required || more.reason_required,
-        escalation: earliest(all.escalation, more.escalation),
+        escalation: None,
     }
 }
 
-fn earliest(one: Option<Escalation>, other: Option<Escalation>) -> Option<Escalation> {
-    match (one, other) {
-        (Some(mut one), Some(other)) if one.after_seconds == other.after_seconds => {
-            one.groups.extend(other.groups);
-            one.groups.sort_unstable();
-            one.groups.dedup();
-            Some(one)
-        }
-        (Some(one), Some(other)) => Some(if one.after_seconds < other.after_seconds { one } else { other }),
-        (one, other) => one.or(other),
+/// Who may decide for two rules with the same requirement: who may for each of them, once the later time has come.
+fn of_both(one: Escalation, other: &Escalation) -> Option<Escalation> {
+    let groups: Vec<String> = one.groups.into_iter().filter(|group| other.groups.contains(group)).collect();
+    let after_seconds = one.after_seconds.max(other.after_seconds);
+    (!groups.is_empty()).then_some(Escalation { after_seconds, groups })
+}
+
+/// Moves an escalation that all requirements have beside them, where readers of the first version of the terms look.
+/// One that would come only after the time to decide is over is taken out.
+fn with_shared_escalation(mut terms: ApprovalTerms) -> ApprovalTerms {
+    let within = terms.within_seconds;
+    for requirement in &mut terms.requirements {
+        requirement.escalation.take_if(|escalation| escalation.after_seconds >= within);
     }
+    let first = terms.requirements.first().and_then(|one| one.escalation.clone());
+    if first.is_some() && terms.requirements.iter().all(|one| one.escalation == first) {
+        terms.requirements.iter_mut().for_each(|one| one.escalation = None);
+        terms.escalation = first;
+    }
+    terms
 }
 
 /// The name of a group of members, as `stage0 members` takes it.
@@ -135,7 +153,7 @@ mod tests {
     }
 
     fn requirement(groups: &[&str], quorum: u32) -> Requirement {
-        Requirement { groups: groups.iter().map(|name| (*name).to_owned()).collect(), quorum }
+        Requirement { groups: groups.iter().map(|name| (*name).to_owned()).collect(), quorum, escalation: None }
     }
 
     #[test]
@@ -176,8 +194,44 @@ mod tests {
             let together = Terms::together(rules.iter(), &Terms::default());
             assert_eq!(together.requirements, [requirement(&["dba", "ops"], 1), requirement(&["release"], 2)]);
             assert_eq!((together.within_seconds, together.valid_seconds, together.reason_required), (600, 60, true));
-            let Escalation { after_seconds, groups } = together.escalation.unwrap();
-            assert_eq!((after_seconds, groups), (120, vec!["a".to_owned(), "b".to_owned()]), "the earliest");
+            assert_eq!(together.escalation, None, "of those for `release` no group is in all");
+        }
+    }
+
+    #[test]
+    fn an_escalation_opens_the_requirement_of_its_own_rule_and_no_other() {
+        let ours = Terms { escalation: escalation(60, "my-team"), ..terms(&["ours"], 1) };
+        let theirs = terms(&["payments"], 2);
+        for rules in [[&ours, &theirs], [&theirs, &ours]] {
+            let together = Terms::together(rules.into_iter(), &Terms::default());
+            let open = Requirement { escalation: escalation(60, "my-team"), ..requirement(&["ours"], 1) };
+            assert_eq!(together.requirements, [open, requirement(&["payments"], 2)]);
+            assert_eq!((together.escalation.as_ref(), together.escalations().count()), (None, 1));
+        }
+        // The harmless neighbour: the escalation that all of them have stands beside them, as it always did.
+        let both = [ours, Terms { escalation: escalation(60, "my-team"), ..theirs }];
+        let together = Terms::together(both.iter(), &Terms::default());
+        assert_eq!(together.requirements, [requirement(&["ours"], 1), requirement(&["payments"], 2)]);
+        assert_eq!(together.escalation, escalation(60, "my-team"));
+    }
+
+    #[test]
+    fn of_two_equal_requirements_the_one_without_an_escalation_wins() {
+        let silent = terms(&["payments"], 2);
+        let escalates = |after, groups: &[&str]| {
+            let groups = groups.iter().map(|name| (*name).to_owned()).collect();
+            Terms { escalation: Some(Escalation { after_seconds: after, groups }), ..terms(&["payments"], 1) }
+        };
+        let open = escalates(60, &["my-team"]);
+        for rules in [[&open, &silent], [&silent, &open]] {
+            let together = Terms::together(rules.into_iter(), &Terms::default());
+            assert_eq!(together.requirements, [requirement(&["payments"], 2)]);
+            assert_eq!(together.escalations().count(), 0);
+        }
+        // Who may decide for both rules may do so once both let them.
+        let both = [escalates(60, &["duty", "my-team"]), escalates(120, &["duty", "late"])];
+        for rules in [[&both[0], &both[1]], [&both[1], &both[0]]] {
+            assert_eq!(Terms::together(rules.into_iter(), &Terms::default()).escalation, escalation(120, "duty"));
         }
     }
 

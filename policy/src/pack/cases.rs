@@ -6,8 +6,12 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use stage0_contract::{CheckRequest, FieldError, IssueCode, Verdict};
+use stage0_contract::{CheckRequest, FieldError, IssueCode, Requirement, Verdict};
 
+use super::case_run::RawRun;
+use super::{GROUPS, groups};
+use crate::approval::quorum;
+use crate::facts::{Asking, Before, Circumstances, Groups, NamedCaller, RunSnapshot};
 use crate::files::{CASES, Fault, Files};
 
 const MAX_CASES: usize = 2_000;
@@ -23,7 +27,22 @@ pub(crate) struct Case {
     pub(super) expected: Expectation,
     /// The parsed request, or why the parser refuses it.
     pub(super) request: Result<CheckRequest, Vec<FieldError>>,
-    pub(super) evaluated_at: i64,
+    evaluated_at: i64,
+    caller: NamedCaller,
+    run: Option<RunSnapshot>,
+}
+
+impl Case {
+    /// In what its request is decided. Without a `caller` that caller has no name, and without a `run` it is the first
+    /// check of its run.
+    pub(super) fn circumstances(&self, groups: Groups) -> Circumstances<'_> {
+        Circumstances {
+            snapshot: self.run.as_ref(),
+            before: self.run.as_ref().map_or(Before::Nothing, |run| Before::Known(&run.history)),
+            asking: Asking::Named(&self.caller),
+            ..Circumstances::outside_of_a_server(self.evaluated_at, groups)
+        }
+    }
 }
 
 /// The answer that a case expects.
@@ -41,6 +60,9 @@ pub struct Expectation {
     pub says: Vec<String>,
     /// None of these among the issues.
     pub absent_codes: Vec<IssueCode>,
+    /// Among what the approval needs that the decision asks for: this many members of these groups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Requirement>,
 }
 
 #[derive(Deserialize)]
@@ -61,8 +83,39 @@ struct RawCase {
     #[serde(default)]
     absent_codes: Vec<IssueCode>,
     #[serde(default)]
+    approval: Option<RawApproval>,
+    #[serde(default)]
     evaluated_at: Option<i64>,
+    #[serde(default)]
+    caller: NamedCaller,
+    #[serde(default)]
+    run: Option<RawRun>,
     request: Value,
+}
+
+/// What an approval needs. Without `groups` any member may approve, and without `quorum` one is enough.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawApproval {
+    #[serde(default)]
+    groups: Vec<String>,
+    #[serde(default)]
+    quorum: Option<i64>,
+}
+
+impl RawApproval {
+    fn read(self, expect: &[Expected]) -> Result<Requirement, String> {
+        if !expect.iter().any(|one| matches!(one, Expected::Verdict(Verdict::Defer))) {
+            return Err("it has an `approval`, and expects no DEFER: only a DEFER asks for an approval".to_owned());
+        }
+        let quorum = quorum(self.quorum.unwrap_or(1)).ok_or("`quorum` in `approval` must be a number from 1 to 10")?;
+        if self.groups.is_empty() {
+            return Ok(Requirement { groups: Vec::new(), quorum, escalation: None });
+        }
+        let groups = groups(self.groups.iter().map(String::as_str));
+        let groups = groups.ok_or_else(|| format!("`groups` in `approval` must be {GROUPS}"))?;
+        Ok(Requirement { groups, quorum, escalation: None })
+    }
 }
 
 /// A verdict, or the status of a refusal.
@@ -110,8 +163,11 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Case>>
 }
 
 fn case(raw: RawCase) -> Result<Case, String> {
-    let RawCase { id, expect, codes, codes_any, says, absent_codes, evaluated_at, request, .. } = raw;
-    let mut expected = Expectation { verdicts: Vec::new(), refused: false, codes, codes_any, says, absent_codes };
+    let RawCase { id, expect, codes, codes_any, says, absent_codes, approval, .. } = raw;
+    let RawCase { evaluated_at, caller, run, request, .. } = raw;
+    let approval = approval.map(|approval| approval.read(&expect)).transpose()?;
+    let mut expected =
+        Expectation { verdicts: Vec::new(), refused: false, codes, codes_any, says, absent_codes, approval };
     for one in &expect {
         match one {
             Expected::Verdict(verdict) => expected.verdicts.push(*verdict),
@@ -127,10 +183,14 @@ fn case(raw: RawCase) -> Result<Case, String> {
         let told: Vec<String> = errors.iter().map(|e| format!("`{}` {}", e.path, e.message)).collect();
         return Err(format!("its request is refused: {}", told.join("; ")));
     }
-    Ok(Case { id, expected, request, evaluated_at: evaluated_at.unwrap_or(DEFAULT_TIME) })
+    let run = match (run, &request) {
+        (Some(run), Ok(request)) => Some(run.snapshot(request)?),
+        _ => None,
+    };
+    Ok(Case { id, expected, request, evaluated_at: evaluated_at.unwrap_or(DEFAULT_TIME), caller, run })
 }
 
-pub(super) fn line_of_case(text: &str, id: &str) -> usize {
+pub(crate) fn line_of_case(text: &str, id: &str) -> usize {
     let quoted = format!("\"{id}\"");
     text.lines().position(|line| line.contains(&quoted)).map_or(1, |index| index + 1)
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use stage0_contract::{IssueCode, Severity};
 
+use super::OwnTypes;
 use crate::files::{CODES, Fault, Files};
 use crate::rule::Rule;
 use crate::vocabulary::Edition;
@@ -21,8 +22,9 @@ pub(crate) struct Meaning {
 
 pub(crate) type Codes = BTreeMap<IssueCode, Meaning>;
 
-/// The codes that no rule needs to give, with the severity and meaning of each.
-pub(super) fn built_in() -> [(IssueCode, Severity, Meaning); 3] {
+/// The codes that no rule needs to give, with the severity and meaning of each. `has_custom`: the pack declares members
+/// of `context` of its own.
+pub(super) fn built_in(has_custom: bool) -> Vec<(IssueCode, Severity, Meaning)> {
     let meaning = |meaning: &str, remedy: &str| Meaning { meaning: meaning.to_owned(), remedy: remedy.to_owned() };
     let denied = meaning("the approval of this action was refused", "Do not act. Ask the approver why it was refused.");
     let failed = meaning("a rule of the policy failed while it was evaluated", "Tell the operator of the policy.");
@@ -30,23 +32,31 @@ pub(super) fn built_in() -> [(IssueCode, Severity, Meaning); 3] {
         "a person has stopped what this check is part of: its account, environment, tool or key",
         "Stop, and do not retry. A member or the operator ends the stop with a reason.",
     );
-    [
+    let unread = meaning(
+        "a member of `context` that the policy declares as its own cannot be read",
+        "Send the member that `details.write` names, in the type that the message tells.",
+    );
+    let mut codes = vec![
         (IssueCode::approval_status_invalid(), Severity::High, denied),
         (IssueCode::policy_error(), Severity::High, failed),
         (IssueCode::stopped(), Severity::Critical, stopped),
-    ]
+    ];
+    codes.extend(has_custom.then(|| (IssueCode::context_required(), Severity::Medium, unread)));
+    codes
 }
 
 pub(super) fn parse(
     files: &Files,
     edition: Edition,
     rules: &BTreeMap<String, Rule>,
+    own: &OwnTypes,
+    is_own: impl Fn(&str) -> bool,
     faults: &mut Vec<Fault>,
 ) -> Option<Codes> {
     if edition == Edition::First && files.get(CODES).is_none() {
         return Some(Codes::new());
     }
-    let (text, codes): (_, Codes) = files.toml(CODES, faults)?;
+    let (text, mut codes): (_, Codes) = files.toml(CODES, faults)?;
     if !faults.is_empty() {
         // A faulty rule has no code yet; its fault is reported already.
         return Some(codes);
@@ -55,12 +65,16 @@ pub(super) fn parse(
     let policy_error = IssueCode::policy_error();
     given.insert(&policy_error);
     for code in given.iter().filter(|code| !codes.contains_key(code)) {
-        faults.push(Fault::new(CODES, format!("`{code}` is missing: a rule gives it, or the evaluator does")));
+        faults.push(missing(code, rules));
     }
+    let built_in = built_in(!own.custom.is_empty());
+    // The parent describes codes of rules that the pack may have left out.
+    codes.retain(|code, _| is_own(code.as_str()) || given.contains(code));
     for (code, meaning) in &codes {
-        let line = text.lines().position(|line| line.trim() == format!("[{code}]")).map_or(1, |index| index + 1);
-        let mut fault = |message: String| faults.push(Fault::new(CODES, message).at(line));
-        if !given.contains(code) && built_in().iter().all(|(known, ..)| known != code) {
+        let header = format!("[{code}]");
+        let line = || text.lines().position(|line| line.trim() == header).map_or(1, |index| index + 1);
+        let mut fault = |message: String| faults.push(Fault::new(CODES, message).at(line()));
+        if !given.contains(code) && built_in.iter().all(|(known, ..)| known != code) {
             fault(format!("`{code}` is given by no rule"));
         }
         if meaning.meaning.trim().is_empty() || meaning.remedy.trim().is_empty() {
@@ -68,4 +82,17 @@ pub(super) fn parse(
         }
     }
     Some(codes)
+}
+
+/// The fault of a code that is not described, with what to add.
+fn missing(code: &IssueCode, rules: &BTreeMap<String, Rule>) -> Fault {
+    let given = rules.values().find(|rule| rule.code == *code);
+    let by = given.map_or("the evaluator".to_owned(), |rule| format!("`{}` ({}:{})", rule.id, rule.file, rule.line));
+    let fault = Fault::new(CODES, format!("`{code}` is missing: {by} gives it"));
+    let help = format!("add these lines to {CODES}:\n[{code}]\nmeaning = \"what it means\"\nremedy = \"what to do\"");
+    let fault = fault.help(help);
+    match given {
+        Some(rule) => fault.rule(&rule.id),
+        None => fault,
+    }
 }

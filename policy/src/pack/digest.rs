@@ -11,10 +11,29 @@ use crate::secrets::spec::BASE;
 
 const SHOWN: usize = 12;
 
-/// `<name>@<semver>+<digest>`. `base` is the text of the secret forms that the pack uses in addition to its own.
-pub(super) fn version(name: &str, semver: &str, files: &Files, base: Option<&str>) -> Result<PolicyVersion, Fault> {
+/// What a pack is made of besides its own files.
+#[derive(Debug, Default)]
+pub(super) struct Foundation<'a> {
+    /// The text of the secret forms that the pack uses in addition to its own.
+    pub(super) secrets: Option<&'a str>,
+    /// The version of the pack that it extends.
+    pub(super) parent: Option<&'a PolicyVersion>,
+}
+
+/// The name under which the parent's version enters the digest. No file of a pack has it.
+const PARENT: &str = "the pack that it extends";
+
+/// The version in the form `<name>@<semver>+<digest>`.
+pub(super) fn version(
+    name: &str,
+    semver: &str,
+    files: &Files,
+    foundation: &Foundation<'_>,
+) -> Result<PolicyVersion, Fault> {
+    let secrets = foundation.secrets.map(|text| (BASE, text));
+    let parent = foundation.parent.map(|version| (PARENT, version.as_str()));
     let mut hasher = Sha256::new();
-    for (name, text) in files.iter().chain(base.map(|text| (BASE, text))) {
+    for (name, text) in files.iter().chain(secrets).chain(parent) {
         for part in [name.as_bytes(), text.as_bytes()] {
             hasher.update((part.len() as u64).to_be_bytes());
             hasher.update(part);
@@ -31,7 +50,7 @@ mod tests {
     use super::*;
 
     fn digest(files: &[(&str, &str)]) -> String {
-        version("p", "1.0.0", &Files::of(files.iter().copied()), None).unwrap().to_string()
+        version("p", "1.0.0", &Files::of(files.iter().copied()), &Foundation::default()).unwrap().to_string()
     }
 
     #[test]
@@ -43,8 +62,15 @@ mod tests {
         {
             assert_ne!(base, digest(other));
         }
-        let based = version("p", "1.0.0", &Files::of([("a", "bc"), ("d", "")]), Some("forms")).unwrap();
-        assert_ne!(base, based.to_string(), "what a pack extends is part of it");
+        let on = |secrets: Option<&str>, parent: Option<&str>| {
+            let parent = parent.map(|version| PolicyVersion::parse(version).unwrap());
+            let foundation = Foundation { secrets, parent: parent.as_ref() };
+            version("p", "1.0.0", &Files::of([("a", "bc"), ("d", "")]), &foundation).unwrap().to_string()
+        };
+        let parents = [Some("b@1.0.0+000000000001"), Some("b@1.0.0+000000000002")];
+        let based = [on(Some("forms"), None), on(None, parents[0]), on(None, parents[1])];
+        assert!(!based.contains(&base), "what a pack extends is part of it");
+        assert_ne!(based[1], based[2]);
     }
 
     #[test]

@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use stage0_contract::{Severity, Word};
+use toml::Spanned;
 
 use super::approvals::{self, Approvals, RawApprovals};
-use crate::files::{Fault, Files, MANIFEST};
+use crate::files::{Fault, Files, MANIFEST, line_of};
 use crate::vocabulary::{Edition, WindowSpec, Windows};
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -53,6 +55,7 @@ pub(crate) struct Pro {
 pub(super) struct Manifest {
     pub(super) name: String,
     pub(super) version: String,
+    extends: Option<Spanned<IgnoredAny>>,
     #[serde(default)]
     pub(super) edition: Edition,
     pub(super) scores: Scores,
@@ -61,14 +64,23 @@ pub(super) struct Manifest {
     windows: BTreeMap<String, WindowSpec>,
     #[serde(default)]
     approvals: RawApprovals,
+    weakens: Option<Spanned<IgnoredAny>>,
 }
 
 pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<(Manifest, Windows, Approvals)> {
     let (text, mut manifest): (_, Manifest) = files.toml(MANIFEST, faults)?;
+    // A pack that extends another is parsed without these two keys. They are members only so that an unknown key is
+    // reported beside them.
+    for (key, given) in [("extends", &manifest.extends), ("weakens", &manifest.weakens)] {
+        if let Some(given) = given {
+            let message = format!("unknown field `{key}`: this pack extends no other one");
+            faults.push(Fault::new(MANIFEST, message).at(line_of(text, given.span().start)));
+        }
+    }
     if !is_name(&manifest.name) {
         faults.push(fault(text, "name", "`name` must be 1 to 40 small letters, digits or `-`"));
     }
-    if !is_semver(&manifest.version) {
+    if semver(&manifest.version).is_none() {
         faults.push(fault(text, "version", "`version` must be three numbers such as `1.0.0`"));
     }
     let Scores { base, floor } = manifest.scores;
@@ -102,18 +114,23 @@ fn fault(text: &str, key: &str, message: &str) -> Fault {
     Fault { line, ..Fault::new(MANIFEST, message) }
 }
 
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     (1..=40).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-fn is_semver(version: &str) -> bool {
+/// The three numbers of a version.
+pub(super) fn semver(version: &str) -> Option<(u32, u32, u32)> {
     let number = |part: &str| {
-        (1..=6).contains(&part.len())
+        let is_number = (1..=6).contains(&part.len())
             && part.bytes().all(|b| b.is_ascii_digit())
-            && (part == "0" || !part.starts_with('0'))
+            && (part == "0" || !part.starts_with('0'));
+        part.parse().ok().filter(|_| is_number)
     };
-    let parts: Vec<&str> = version.split('.').collect();
-    parts.len() == 3 && parts.into_iter().all(number)
+    let mut parts = version.split('.').map(number);
+    match (parts.next()??, parts.next()??, parts.next()??, parts.next()) {
+        (major, minor, patch, None) => Some((major, minor, patch)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -150,6 +167,23 @@ mod tests {
         let faults = self::faults(&GOOD.replace("opens = ", "open = "));
         let line = GOOD.lines().position(|l| l.starts_with("opens")).unwrap() + 1;
         assert!(faults[0].starts_with(&format!("pack.toml:{line}:")), "{faults:?}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_every_key_that_a_pack_may_have() {
+        let faults = faults(&GOOD.replace("edition = ", "wakens = "));
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].contains("unknown field `wakens`"), "{faults:?}");
+        for key in ["extends", "weakens", "windows", "approvals"] {
+            assert!(faults[0].contains(&format!("`{key}`")), "{key}: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn a_pack_that_extends_no_other_weakens_none() {
+        let faults = faults(&format!("{GOOD}\n[weakens]\nreason = \"r\"\n"));
+        let line = GOOD.lines().count() + 2;
+        assert_eq!(faults, [format!("pack.toml:{line}: unknown field `weakens`: this pack extends no other one")]);
     }
 
     #[test]

@@ -7,13 +7,19 @@ use std::collections::{BTreeSet, HashSet};
 
 use cedar_policy::EntityUid;
 use serde::Serialize;
-use stage0_contract::{Decision, IssueCode, Verdict};
+use stage0_contract::{ApprovalTerms, Decision, Issue, IssueCode, PolicyVersion, Requirement, Severity, Verdict};
 
 use super::cases::{Case, Expectation, line_of_case};
-use super::{Pack, rules};
+use super::{OwnTypes, Pack, rules};
 use crate::engine::{self, Engine};
-use crate::facts::{Attribute, Attributes, Facts};
+use crate::explain::CaseExplanation;
+use crate::facts::{Facts, Groups};
 use crate::files::{CASES, Fault, Files, SCHEMA};
+use crate::rule::Rule;
+
+/// The bytes of Cedar that the cases of a pack evaluate together. A long list is read for each case, so neither the
+/// number of rules nor the number of cases bounds the time by itself.
+const MAX_EVALUATED_BYTES: usize = 1_000_000_000;
 
 /// The result of one case.
 #[derive(Debug, Clone, Serialize)]
@@ -26,48 +32,124 @@ pub struct CaseOutcome {
     pub verdict: Option<Verdict>,
     /// The codes of its issues, each once.
     pub codes: Vec<IssueCode>,
+    /// The issues of the decision, each with the rule that raised it.
+    pub reasons: Vec<Reason>,
+    /// On DEFER: what the decision demands of an approval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalTerms>,
+    /// Expected texts that do not occur in the answer.
+    pub unsaid: Vec<String>,
     /// Why there was no decision.
     pub error: Option<String>,
     /// Whether the answer is the expected one.
     pub passed: bool,
 }
 
+/// An issue of a case's decision, and where its rule stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reason {
+    /// The rule's `@id`, or the evaluator's own name.
+    pub rule: String,
+    /// The pack that the rule is inherited from; `None` for the pack's own rules.
+    pub inherited: Option<PolicyVersion>,
+    /// The file of the rule, if the pack has it.
+    pub file: Option<String>,
+    /// The line of the rule, from 1.
+    pub line: Option<usize>,
+    /// The code of the issue.
+    pub code: IssueCode,
+    /// Its severity.
+    pub severity: Severity,
+    /// Its message.
+    pub message: String,
+}
+
+/// Which rules a case asks, and which of them it satisfies.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    pub(crate) evaluated: BTreeSet<String>,
+    pub(crate) matched: BTreeSet<String>,
+    /// Whether its request names a run.
+    pub(crate) run_named: bool,
+}
+
 impl Case {
-    fn facts(&self, engine: &Engine) -> Option<Facts> {
-        engine.facts(self.request.as_ref().ok()?, self.evaluated_at).ok()
+    pub(super) fn trial(&self, engine: &Engine) -> Option<Trial> {
+        let facts = self.facts(engine, engine.pack().groups)?;
+        let outcome = engine.evaluate(&facts);
+        let ids = |rules: &[&Rule]| rules.iter().map(|rule| rule.id.clone()).collect();
+        Some(Trial { evaluated: ids(&outcome.evaluated), matched: ids(&outcome.matched), run_named: facts.run_named })
+    }
+
+    fn facts(&self, engine: &Engine, groups: Groups) -> Option<Facts> {
+        engine.facts_in(self.request.as_ref().ok()?, &self.circumstances(groups)).ok()
+    }
+
+    pub(super) fn explain(&self, engine: &Engine) -> CaseExplanation {
+        let explained = match &self.request {
+            Ok(request) => engine.explain_in(request, &self.circumstances(engine.pack().groups)),
+            Err(errors) => Err(errors.clone()),
+        };
+        explained.into()
     }
 
     pub(crate) fn run(&self, engine: &Engine) -> CaseOutcome {
         let decided = match &self.request {
-            Ok(request) => engine.decide(request, self.evaluated_at),
+            Ok(request) => engine.decide_in(request, &self.circumstances(engine.pack().groups)),
             Err(errors) => Err(errors.clone()),
         };
-        let (verdict, codes, error, passed) = match decided {
-            Ok(decision) => {
+        let mut outcome = CaseOutcome {
+            id: self.id.clone(),
+            expected: self.expected.clone(),
+            verdict: None,
+            codes: Vec::new(),
+            reasons: Vec::new(),
+            approval: None,
+            unsaid: Vec::new(),
+            error: None,
+            passed: false,
+        };
+        let reported = match decided {
+            Ok((decision, terms)) => {
                 let codes: BTreeSet<IssueCode> = decision.issues.iter().map(|issue| issue.code.clone()).collect();
-                let passed = self.expected.met_by(decision.verdict, &codes, || reported(&decision));
-                (Some(decision.verdict), codes.into_iter().collect(), None, passed)
+                outcome.passed =
+                    self.expected.met_by(decision.verdict, &codes) && self.expected.asked_by(terms.as_ref());
+                outcome.approval = terms;
+                outcome.verdict = Some(decision.verdict);
+                outcome.codes = codes.into_iter().collect();
+                outcome.reasons = reasons(&decision, engine.pack());
+                if self.expected.says.is_empty() { String::new() } else { reported(&decision) }
             }
             Err(errors) => {
-                let told = errors.iter().map(|e| format!("{} {}", e.path, e.message)).collect::<Vec<_>>().join("; ");
-                let passed = self.expected.refused && self.expected.says.iter().all(|text| told.contains(text));
-                (None, Vec::new(), Some(told), passed)
+                let reported: Vec<String> = errors.iter().map(|e| format!("{} {}", e.path, e.message)).collect();
+                let reported = reported.join("; ");
+                outcome.passed = self.expected.refused;
+                outcome.error = Some(reported.clone());
+                reported
             }
         };
-        CaseOutcome { id: self.id.clone(), expected: self.expected.clone(), verdict, codes, error, passed }
+        outcome.unsaid = self.expected.says.iter().filter(|text| !reported.contains(*text)).cloned().collect();
+        outcome.passed &= outcome.unsaid.is_empty();
+        outcome
     }
 }
 
 impl Expectation {
-    fn met_by(&self, verdict: Verdict, codes: &BTreeSet<IssueCode>, reported: impl FnOnce() -> String) -> bool {
+    fn met_by(&self, verdict: Verdict, codes: &BTreeSet<IssueCode>) -> bool {
         self.verdicts.contains(&verdict)
             && self.codes.iter().all(|code| codes.contains(code))
             && (self.codes_any.is_empty() || self.codes_any.iter().any(|code| codes.contains(code)))
             && !self.absent_codes.iter().any(|code| codes.contains(code))
-            && (self.says.is_empty() || {
-                let reported = reported();
-                self.says.iter().all(|text| reported.contains(text))
-            })
+    }
+
+    /// Whether these terms have the requirement that is expected, or none is expected.
+    pub(crate) fn asked_by(&self, terms: Option<&ApprovalTerms>) -> bool {
+        let is_asked =
+            |one: &Requirement, wanted: &Requirement| (&one.groups, one.quorum) == (&wanted.groups, wanted.quorum);
+        let has = |wanted: &Requirement| {
+            terms.is_some_and(|terms| terms.requirements.iter().any(|one| is_asked(one, wanted)))
+        };
+        self.approval.as_ref().is_none_or(has)
     }
 }
 
@@ -80,10 +162,42 @@ fn reported(decision: &Decision) -> String {
     reported
 }
 
+fn reasons(decision: &Decision, pack: &Pack) -> Vec<Reason> {
+    let reason = |issue: &Issue| {
+        let rule = pack.rules.get(&issue.rule);
+        Reason {
+            rule: issue.rule.clone(),
+            inherited: rule.and_then(|rule| rule.inherited.clone()),
+            file: rule.map(|rule| rule.file.clone()),
+            line: rule.map(|rule| rule.line),
+            code: issue.code.clone(),
+            severity: issue.severity,
+            message: issue.message.clone(),
+        }
+    };
+    decision.issues.iter().map(reason).collect()
+}
+
+/// Whom a requirement asks, such as "one approval from the group `finance`".
+pub fn demand(Requirement { groups, quorum, .. }: &Requirement) -> String {
+    let approvals = if *quorum == 1 { "one approval".to_owned() } else { format!("{quorum} approvals") };
+    let names: Vec<String> = groups.iter().map(|group| format!("`{group}`")).collect();
+    match names.len() {
+        0 => format!("{approvals} from any member"),
+        1 => format!("{approvals} from the group {}", names.concat()),
+        _ => format!("{approvals} from the groups {}", names.join(" or ")),
+    }
+}
+
 impl CaseOutcome {
+    /// Whether the decision demands of an approval what the case expects.
+    pub fn is_asked(&self) -> bool {
+        self.expected.asked_by(self.approval.as_ref())
+    }
+
     fn complaint(&self) -> String {
         let list = |codes: &[IssueCode]| codes.iter().map(IssueCode::as_str).collect::<Vec<_>>().join(", ");
-        let Expectation { verdicts, refused, codes, codes_any, says, absent_codes } = &self.expected;
+        let Expectation { verdicts, refused, codes, codes_any, says, absent_codes, approval } = &self.expected;
         let verdicts: Vec<&str> =
             verdicts.iter().map(|v| v.as_str()).chain(refused.then_some("a refusal (422)")).collect();
         let mut wanted = format!("wants {} with [{}]", verdicts.join(" or "), list(codes));
@@ -96,13 +210,37 @@ impl CaseOutcome {
         if !says.is_empty() {
             wanted.push_str(&format!(" saying {says:?}"));
         }
+        if let Some(approval) = approval {
+            wanted.push_str(&format!(" and {}", demand(approval)));
+        }
         let came = match (&self.error, self.verdict) {
             (Some(error), _) => error.clone(),
-            (None, Some(verdict)) => format!("{verdict} with [{}]", list(&self.codes)),
+            (None, Some(verdict)) => {
+                let terms = self.approval.as_ref().filter(|_| approval.is_some());
+                let demands =
+                    terms.map(|terms| terms.requirements.iter().map(demand).collect::<Vec<_>>().join(" and "));
+                let demands = demands.map_or_else(String::new, |demands| format!(" and {demands}"));
+                format!("{verdict} with [{}]{demands}", list(&self.codes))
+            }
             (None, None) => "nothing".to_owned(),
         };
         format!("the case {wanted} and comes to {came}")
     }
+}
+
+/// A fault if running the cases would take unreasonably long. Those of the packs that it extends run on both packs.
+pub(super) fn too_long(pack: &Pack, cases: &[Case]) -> Option<Fault> {
+    let bytes = |pack: &Pack| -> usize { pack.sources.iter().map(String::len).sum() };
+    let parent = pack.lineage.parent.as_deref();
+    let inherited: usize = parent.into_iter().flat_map(Pack::ancestors).map(|pack| pack.case_count).sum();
+    let (own, count) = (bytes(pack), cases.len().saturating_add(inherited));
+    let of_parent = parent.map_or(0, bytes).saturating_mul(inherited);
+    let evaluated = own.saturating_mul(count).saturating_add(of_parent);
+    let message = format!(
+        "{count} cases, {inherited} of them inherited, of {own} bytes of rules evaluate {evaluated} bytes, and may \
+         evaluate {MAX_EVALUATED_BYTES}"
+    );
+    (evaluated > MAX_EVALUATED_BYTES).then(|| Fault::new(CASES, message))
 }
 
 /// Runs the cases and returns a fault for everything that they do not prove.
@@ -119,7 +257,7 @@ pub(super) fn prove(pack: &Pack, cases: &[Case], engine: &Engine, files: &Files)
         if !outcome.passed {
             faults.push(at(outcome.complaint()));
         }
-        let Some(facts) = case.facts(engine) else { continue };
+        let Some(facts) = case.facts(engine, pack.groups) else { continue };
         let bucketed: BTreeSet<String> = engine.evaluate(&facts).matched.iter().map(|r| r.id.clone()).collect();
         for rule in engine.evaluate_all(&facts).matched {
             if !bucketed.contains(&rule.id) {
@@ -129,33 +267,25 @@ pub(super) fn prove(pack: &Pack, cases: &[Case], engine: &Engine, files: &Files)
         }
         satisfied.extend(bucketed);
     }
-    for rule in pack.rules.values().filter(|rule| !satisfied.contains(&rule.id)) {
+    // The cases of the parent have satisfied its rules.
+    let own = pack.rules.values().filter(|rule| rule.inherited.is_none());
+    for rule in own.filter(|rule| !satisfied.contains(&rule.id)) {
         let message = "no case satisfies it: an untested rule is no rule";
         faults.push(Fault::new(&rule.file, message).at(rule.line).rule(&rule.id));
     }
-    faults.extend(misfits(cases, engine, files));
+    faults.extend(misfits(pack, cases, engine, files));
     faults
 }
 
-fn misfits(cases: &[Case], engine: &Engine, files: &Files) -> Vec<Fault> {
+/// A fault if the facts of a case do not fit the schema that its rules were checked against.
+fn misfits(pack: &Pack, cases: &[Case], engine: &Engine, files: &Files) -> Vec<Fault> {
     let mut faults = Vec::new();
     let Some(schema) = rules::schema(files, &mut faults) else { return faults };
     let Ok(action) = engine::ACTION.parse::<EntityUid>() else { return faults };
-    let mut described = Attributes::default();
-    for (index, name) in members(files.get(SCHEMA).unwrap_or_default()) {
-        match Attribute::parse(name) {
-            Some(attribute) => described.insert(attribute),
-            None => {
-                let message = format!("`{name}` is no fact that the evaluator computes");
-                faults.push(Fault::new(SCHEMA, message).at(index + 1));
-            }
-        }
-    }
-    if !faults.is_empty() {
-        return faults;
-    }
+    let text = files.get(SCHEMA).unwrap_or_default();
+    let described = OwnTypes::read(SCHEMA, text, pack.vocabulary.edition(), &mut faults).attributes;
     let fits = |case: &&Case| {
-        let Some(facts) = case.facts(engine) else { return true };
+        let Some(facts) = case.facts(engine, Groups::ALL) else { return true };
         engine::context(&facts, described).is_ok_and(|context| context.validate(&schema, &action).is_ok())
     };
     if let Some(case) = cases.iter().find(|case| !fits(case)) {
@@ -165,12 +295,19 @@ fn misfits(cases: &[Case], engine: &Engine, files: &Files) -> Vec<Fault> {
     faults
 }
 
-/// The members that a schema declares in lines such as `name: Bool,` or `name?: Set<String>,`, with their line numbers.
-fn members(schema: &str) -> impl Iterator<Item = (usize, &str)> {
-    const TYPES: [&str; 4] = ["Bool", "Long", "String", "Set<String>"];
-    schema.lines().enumerate().filter_map(|(index, line)| {
-        let (name, described) = line.split_once(':')?;
-        let described = described.trim().trim_end_matches(',');
-        TYPES.contains(&described).then(|| (index, name.trim().trim_end_matches('?')))
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_must_approve_reads_as_a_sentence() {
+        let of = |groups: &[&str], quorum| {
+            let groups = groups.iter().map(|group| (*group).to_owned()).collect();
+            demand(&Requirement { groups, quorum, escalation: None })
+        };
+        assert_eq!(of(&["finance"], 1), "one approval from the group `finance`");
+        assert_eq!(of(&["duty", "finance"], 2), "2 approvals from the groups `duty` or `finance`");
+        assert_eq!(of(&[], 1), "one approval from any member");
+        assert_eq!(of(&[], 3), "3 approvals from any member");
+    }
 }

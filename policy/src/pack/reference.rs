@@ -11,9 +11,13 @@ use stage0_contract::{CONTEXT_MEMBERS, ConstraintName, IssueCode, RequestMember}
 use super::Pack;
 use super::codes::{Codes, built_in};
 use crate::approval::Terms;
+use crate::facts::{CustomType, CustomTypes};
 use crate::files::{CONSTRAINTS, Files};
 use crate::rule::Rule;
 use crate::vocabulary::{Class, Vocabulary};
+
+/// The meaning of a member that only the policy declares.
+const OWN_MEMBER: &str = "declared by the policy for its own rules";
 
 const WORDS: [(&str, &str); 4] = [
     ("side_effects", "effects.toml"),
@@ -28,6 +32,7 @@ pub(super) fn of(
     codes: &Codes,
     rules: &BTreeMap<String, Rule>,
     defaults: &Terms,
+    custom: &CustomTypes,
 ) -> Map<String, Value> {
     let mut reference = Map::new();
     reference.insert("edition".to_owned(), (vocabulary.edition() as u8).into());
@@ -39,14 +44,18 @@ pub(super) fn of(
     }
     reference.insert("constraint_forms".to_owned(), forms(files, vocabulary).into());
     let member = |member: &RequestMember| json!({"name": member.name, "type": member.kind, "meaning": member.meaning});
-    reference.insert("context".to_owned(), CONTEXT_MEMBERS.iter().map(member).collect());
+    let own = |(name, kind): (&str, CustomType)| json!({"name": name, "type": kind.json_type(), "meaning": OWN_MEMBER});
+    // A pack may declare a member of the contract too, whose meaning stays.
+    let added = custom.iter().filter(|(name, _)| CONTEXT_MEMBERS.iter().all(|member| member.name != *name));
+    let members = CONTEXT_MEMBERS.iter().map(member).chain(added.map(own)).collect();
+    reference.insert("context".to_owned(), members);
     for (member, file) in WORDS {
         // The loader has parsed this file before.
         if let Some(words) = files.get(file).and_then(|text| toml::from_str::<Value>(text).ok()) {
             reference.insert(member.to_owned(), words);
         }
     }
-    reference.insert("codes".to_owned(), told(codes, rules, defaults).into_iter().collect());
+    reference.insert("codes".to_owned(), told(codes, rules, defaults, custom).into_iter().collect());
     reference
 }
 
@@ -62,8 +71,8 @@ fn forms(files: &Files, vocabulary: &Vocabulary) -> Vec<Value> {
     ConstraintName::ALL.iter().filter(known).map(form).collect()
 }
 
-fn told(codes: &Codes, rules: &BTreeMap<String, Rule>, defaults: &Terms) -> Vec<Value> {
-    let built_in = built_in();
+fn told(codes: &Codes, rules: &BTreeMap<String, Rule>, defaults: &Terms, custom: &CustomTypes) -> Vec<Value> {
+    let built_in = built_in(!custom.is_empty());
     let mut by_code: BTreeMap<&IssueCode, Vec<&Rule>> = BTreeMap::new();
     for rule in rules.values() {
         by_code.entry(&rule.code).or_default().push(rule);

@@ -7,13 +7,19 @@ use std::collections::BTreeMap;
 use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 use miette::Diagnostic;
 
+use super::OwnTypes;
 use super::shape::{self, MAX_RULES};
-use crate::files::{Fault, Files, SCHEMA, line_of};
+use crate::files::{Fault, Files, SCHEMA};
 use crate::rule::{self, Rule};
 use crate::vocabulary::Edition;
 
 /// Parses all rules and collects their faults; also returns the texts in the order of file names.
-pub(super) fn parse(files: &Files, edition: Edition, faults: &mut Vec<Fault>) -> (BTreeMap<String, Rule>, Vec<String>) {
+pub(super) fn parse(
+    files: &Files,
+    edition: Edition,
+    own: &OwnTypes,
+    faults: &mut Vec<Fault>,
+) -> (BTreeMap<String, Rule>, Vec<String>) {
     let mut rules: BTreeMap<String, Rule> = BTreeMap::new();
     let mut sources = Vec::new();
     let mut set = PolicySet::new();
@@ -22,7 +28,7 @@ pub(super) fn parse(files: &Files, edition: Edition, faults: &mut Vec<Fault>) ->
         sources.push(text.to_owned());
         for (line, policy) in policies(file, text, &statements, faults) {
             let id = policy.annotation("id").unwrap_or("a rule without `@id`").to_owned();
-            match rule::read(&policy, edition, file, line) {
+            match rule::read(&policy, edition, own, file, line) {
                 Ok(rule) => match rules.get(&rule.id) {
                     Some(first) => {
                         let message = format!("its `@id` is taken by {}:{}", first.file, first.line);
@@ -39,13 +45,19 @@ pub(super) fn parse(files: &Files, edition: Edition, faults: &mut Vec<Fault>) ->
             }
         }
     }
-    if sources.is_empty() {
-        faults.push(Fault::new("*.cedar", "there is no policy file"));
-    } else if rules.is_empty() && faults.is_empty() {
-        faults.push(Fault::new("*.cedar", "there is no rule"));
-    }
     validate(files, &set, &rules, faults);
     (rules, sources)
+}
+
+/// The fault of a pack that extends no other and has no rule of its own.
+pub(super) fn none(rules: &BTreeMap<String, Rule>, sources: &[String], faults: &[Fault]) -> Option<Fault> {
+    let fault = |what: &str| Some(Fault::new("*.cedar", what));
+    // A rule that cannot be read is reported already.
+    match (sources.is_empty(), rules.is_empty() && faults.is_empty()) {
+        (true, _) if !faults.iter().any(|fault| fault.file.ends_with(".cedar")) => fault("there is no policy file"),
+        (false, true) => fault("there is no rule"),
+        _ => None,
+    }
 }
 
 /// The lines of each policy file's statements; `None` if a file, or all files together, exceed the bounds.
@@ -87,7 +99,7 @@ fn policies(file: &str, text: &str, lines: &[usize], faults: &mut Vec<Fault>) ->
     let set = match text.parse::<PolicySet>() {
         Ok(set) => set,
         Err(errors) => {
-            faults.extend(errors.iter().map(|error| located(file, text, error)));
+            faults.extend(errors.iter().map(|error| Fault::diagnosed(file, text, error)));
             return Vec::new();
         }
     };
@@ -105,12 +117,15 @@ fn policies(file: &str, text: &str, lines: &[usize], faults: &mut Vec<Fault>) ->
 fn validate(files: &Files, set: &PolicySet, rules: &BTreeMap<String, Rule>, faults: &mut Vec<Fault>) {
     let Some(schema) = schema(files, faults) else { return };
     let result = Validator::new(schema).validate(set, ValidationMode::Strict);
-    let errors = result.validation_errors().map(|e| (e.policy_id().to_string(), e.to_string()));
-    let warnings = result.validation_warnings().map(|w| (w.policy_id().to_string(), w.to_string()));
-    for (id, message) in errors.chain(warnings) {
+    let errors = result.validation_errors().map(|e| (e.policy_id().to_string(), e as &dyn Diagnostic));
+    let warnings = result.validation_warnings().map(|w| (w.policy_id().to_string(), w as &dyn Diagnostic));
+    for (id, problem) in errors.chain(warnings) {
         let fault = match rules.get(&id) {
-            Some(rule) => Fault::new(&rule.file, message).at(rule.line),
-            None => Fault::new(SCHEMA, message),
+            Some(rule) => {
+                let fault = Fault::diagnosed(&rule.file, files.get(&rule.file).unwrap_or_default(), problem);
+                if fault.line.is_some() { fault } else { fault.at(rule.line) }
+            }
+            None => Fault::new(SCHEMA, problem.to_string()),
         };
         faults.push(fault.rule(&id));
     }
@@ -125,14 +140,8 @@ pub(super) fn schema(files: &Files, faults: &mut Vec<Fault>) -> Option<Schema> {
     match Schema::from_cedarschema_str(text) {
         Ok((schema, _)) => Some(schema),
         Err(error) => {
-            faults.push(located(SCHEMA, text, &error));
+            faults.push(Fault::diagnosed(SCHEMA, text, &error));
             None
         }
     }
-}
-
-fn located(file: &str, text: &str, error: &(impl Diagnostic + ?Sized)) -> Fault {
-    let label = error.labels().and_then(|mut labels| labels.next());
-    let line = label.map(|label| line_of(text, label.offset()));
-    Fault { line, ..Fault::new(file, error.to_string()) }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use stage0_contract::{FieldError, PolicyVersion};
 
+use super::extends::Library;
 use super::{Pack, PackError};
 
 /// Packs by version.
@@ -59,8 +60,10 @@ impl PackSet {
             }
         }
         folders.sort_unstable();
+        // A pack that others extend is loaded once.
+        let mut library = Library::of(folder);
         for folder in folders {
-            let pack = Pack::from_dir(&folder).map_err(|error| PackSetError::Refused(folder, error))?;
+            let pack = library.load(&folder).map_err(|error| PackSetError::Refused(folder, error))?;
             self.insert(pack)?;
         }
         Ok(self)

@@ -1,7 +1,9 @@
 //! The shape of Cedar's texts, before they are parsed: where each rule begins, how deep it is nested, how long it is.
 //!
-//! Cedar's parser and validator recurse into an expression, so text that is nested too deep would end the process.
+//! Cedar's parser and validator recurse into an expression, so text that is nested too deep would end the process. The
+//! parser's work grows with the square of a schema's length.
 
+use crate::cedar_text::string_length;
 use crate::files::Fault;
 
 /// Brackets of one text within each other.
@@ -10,16 +12,30 @@ const MAX_NESTING: usize = 32;
 const MAX_OPERATORS: usize = 500;
 /// Annotations of one rule; Cedar compares each with all before it. Those that mean something are fewer.
 const MAX_ANNOTATIONS: usize = 32;
+/// Members of all types of one schema. Of facts there are some hundred, of own members and counted tools 250 at most.
+const MAX_MEMBERS: usize = 500;
+/// Declarations, members, names in lists and annotations of one schema.
+const MAX_PARTS: usize = 2_500;
 /// Rules of one pack: every check asks those whose trigger holds.
 pub(super) const MAX_RULES: usize = 1_000;
 
 /// The line (from 1) of each statement of a policy file, or what makes it too deep to be parsed.
-pub(super) fn statements(file: &str, text: &str) -> Result<Vec<usize>, Fault> {
+pub(crate) fn statements(file: &str, text: &str) -> Result<Vec<usize>, Fault> {
     read(file, text, false)
 }
 
 /// Whether a schema can be parsed; its types nest in `<` and `>`.
 pub(super) fn schema(file: &str, text: &str) -> Result<(), Fault> {
+    // Comments and texts count as well: they are few, and a member more or less is no matter.
+    let count = |marks: &[char]| text.matches(marks).count();
+    let members = count(&[':']);
+    if members > MAX_MEMBERS {
+        let message = format!("the schema has {members} members, and may have {MAX_MEMBERS}");
+        return Err(Fault::new(file, message));
+    }
+    if count(&[':', ',', ';', '@']) > MAX_PARTS {
+        return Err(Fault::new(file, format!("the schema has more than {MAX_PARTS} declarations and members")));
+    }
     read(file, text, true).map(|_| ())
 }
 
@@ -72,17 +88,6 @@ fn read(file: &str, text: &str, angles: bool) -> Result<Vec<usize>, Fault> {
     Ok(statements)
 }
 
-/// Bytes of the string literal that the text begins with, quotes included.
-fn string_length(text: &str) -> usize {
-    let mut escaped = false;
-    let closes = |(_, c): &(usize, char)| {
-        let closing = *c == '"' && !escaped;
-        escaped = *c == '\\' && !escaped;
-        closing
-    };
-    text.char_indices().skip(1).find(closes).map_or(text.len(), |(at, _)| at + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +115,19 @@ mod tests {
         assert_eq!(lines(&format!("// {}\nforbid(p);", "(".repeat(20_000))), [2]);
         assert!(schema("s", &format!("type T = {}Long;", "Set<".repeat(20_000))).is_err());
         assert!(schema("s", "type T = { a: Set<Set<Long>>, };").is_ok());
+    }
+
+    #[test]
+    fn a_schema_is_so_long_at_most() {
+        let members = |count: usize| format!("type T = {{ {} }};", "a: Long, ".repeat(count));
+        assert!(schema("s", &members(MAX_MEMBERS)).is_ok());
+        let fault = schema("s", &members(10_000)).unwrap_err();
+        assert_eq!(fault.to_string(), "s: the schema has 10000 members, and may have 500");
+        for one in ["entity A;", "@a entity A;\n", "type A = Long;"] {
+            let fault = schema("s", &one.repeat(10_000)).unwrap_err();
+            assert_eq!(fault.to_string(), "s: the schema has more than 2500 declarations and members");
+        }
+        assert!(schema("s", &format!("entity {}B;", "A, ".repeat(10_000))).is_err());
     }
 
     #[test]
