@@ -2,14 +2,19 @@
 //!
 //! Where a secret was found, the request's words are left out here too.
 
+mod rules;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use stage0_contract::Decision;
+use stage0_contract::{Decision, FieldError};
 
-use crate::facts::{Attribute, FactValue, Facts, Triggers};
+use crate::facts::{Attribute, Facts, Triggers};
+use crate::pack::Pack;
 use crate::rule::{Outcome, Rule};
 use crate::secrets::REDACTED;
+
+pub use rules::{PartExplanation, RuleExplanation, RuleOutcome};
 
 /// A decision, with the facts and rules that led to it.
 #[derive(Debug, Clone, Serialize)]
@@ -24,12 +29,46 @@ pub struct Explanation {
     pub rules_matched: Vec<String>,
     /// Rules that failed while they were evaluated, sorted.
     pub rules_failed: Vec<String>,
+    /// Every rule of the pack, by `@id`: whether it applies, and why.
+    pub rules: Vec<RuleExplanation>,
     /// The decision as a check would get it.
     pub decision: Decision,
 }
 
+/// When and by whom an action is proposed that is no case and that no server checks. The caller is no workload's key
+/// unless it says so; its run is empty.
+#[derive(Debug, Clone, Default)]
+pub struct Proposed {
+    /// When, in seconds since the epoch.
+    pub at: i64,
+    /// The name of the key; empty where it has none.
+    pub key_name: String,
+    /// The member whose own key it is; empty for the key of a workload.
+    pub member: String,
+    /// The groups of the member, or of the owner of the workload.
+    pub groups: Vec<String>,
+}
+
+/// What became of an action or a case.
+#[derive(Debug, Clone)]
+pub enum CaseExplanation {
+    /// The request was decided.
+    Decided(Box<Explanation>),
+    /// The request is refused.
+    Refused(Vec<FieldError>),
+}
+
+impl From<Result<Explanation, Vec<FieldError>>> for CaseExplanation {
+    fn from(explained: Result<Explanation, Vec<FieldError>>) -> Self {
+        match explained {
+            Ok(explanation) => Self::Decided(Box::new(explanation)),
+            Err(errors) => Self::Refused(errors),
+        }
+    }
+}
+
 impl Explanation {
-    pub(crate) fn new(facts: &Facts, outcome: &Outcome<'_>, decision: Decision) -> Self {
+    pub(crate) fn new(pack: &Pack, facts: &Facts, outcome: &Outcome<'_>, decision: Decision) -> Self {
         let hidden = !facts.secrets.is_empty();
         let shown = |attribute: Attribute| {
             let value = attribute.value(facts)?;
@@ -41,24 +80,16 @@ impl Explanation {
             ids.sort_unstable();
             ids
         };
-        Self {
+        let mut explanation = Self {
             facts: Attribute::all().filter_map(shown).collect(),
             triggers: Triggers::of(facts).names(),
             rules_evaluated: ids(&outcome.evaluated),
             rules_matched: ids(&outcome.matched),
             rules_failed: outcome.failed.clone(),
+            rules: Vec::new(),
             decision,
-        }
-    }
-}
-
-impl From<FactValue> for serde_json::Value {
-    fn from(value: FactValue) -> Self {
-        match value {
-            FactValue::Bool(value) => value.into(),
-            FactValue::Long(value) => value.into(),
-            FactValue::Text(value) => value.into(),
-            FactValue::Set(values) => values.into(),
-        }
+        };
+        explanation.rules = rules::explained(pack, facts, &explanation);
+        explanation
     }
 }

@@ -10,22 +10,33 @@
 mod approval;
 #[doc(hidden)]
 pub mod bench_support;
+mod cedar_text;
 mod decision;
+pub mod diff;
 mod engine;
 mod explain;
 mod facts;
 mod files;
+mod format;
+mod lint;
 mod pack;
 mod redaction;
 mod rule;
 pub mod secrets;
+#[doc(hidden)]
+pub mod test_support;
 mod time_limit;
 mod vocabulary;
 
 pub use approval::{Answer, HeldApproval};
 pub use engine::Engine;
-pub use explain::Explanation;
-pub use facts::{EvaluateError, Reported, RunFacts, RunSnapshot, ToolCalls};
+pub use explain::{CaseExplanation, Explanation, PartExplanation, Proposed, RuleExplanation, RuleOutcome};
+pub use facts::{
+    EvaluateError, FactRow, Reported, RunFacts, RunHistory, RunNeeds, RunSnapshot, TargetHash, ToolCalls,
+    table as fact_table,
+};
 pub use files::{Fault, PackError};
-pub use pack::{CaseOutcome, Expectation, Pack, PackSet, PackSetError};
+pub use format::{Acceptance, FormattedFile, accept_case, format_pack};
+pub use lint::{Finding, Lint};
+pub use pack::{CaseOutcome, Expectation, Pack, PackSet, PackSetError, Reason, Weakened, demand};
 pub use time_limit::{OutOfTime, TimeLimit};
