@@ -6,10 +6,20 @@ mod suite {
     mod approval_packs;
     mod approvals;
     mod baseline;
+    mod diff;
+    mod equivalence;
+    mod facts;
+    mod facts_refused;
     mod grants;
     mod growth;
+    mod hostile;
+    mod own_rules;
     mod packs;
+    mod packs_extend;
+    mod packs_found;
+    mod packs_weaken;
     mod promises;
     mod remedies;
     mod stops;
+    mod tools_named;
 }

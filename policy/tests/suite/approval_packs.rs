@@ -34,7 +34,7 @@ fn deploy() -> Value {
 }
 
 fn requirement(groups: &[&str], quorum: u32) -> Requirement {
-    Requirement { groups: groups.iter().map(|name| (*name).to_owned()).collect(), quorum }
+    Requirement { groups: groups.iter().map(|name| (*name).to_owned()).collect(), quorum, escalation: None }
 }
 
 /// The faults of the first rule, with the words that name file, line and rule.
@@ -58,18 +58,21 @@ fn without_annotations_and_section_any_member_approves() {
 #[test]
 fn annotations_of_all_rules_that_ask_are_taken_together() {
     let high = "@approvers(\"release-managers, on-call\") @quorum(\"2\") @approve_within(\"2h\")\n\
-                @approval_valid_for(\"5m\") @escalate_after(\"30m\") @escalate_to(\"duty-managers\")\n";
+                @approval_valid_for(\"5m\") @escalate_after(\"20m\") @escalate_to(\"duty-managers\")\n";
     let named = "@approvers(\"dba\") @approve_within(\"30m\") @approval_reason(\"required\")\n";
     let engine = engine(&pack(high, named, ""));
     let both = terms(&engine, &deploy()).unwrap();
-    assert_eq!(both.requirements, [requirement(&["dba"], 1), requirement(&["on-call", "release-managers"], 2)]);
+    // Only the rule that escalates is opened by it: the other one still wants its own approvers.
+    let escalation = Some(Escalation { after_seconds: 1_200, groups: vec!["duty-managers".to_owned()] });
+    let escalates = Requirement { escalation: escalation.clone(), ..requirement(&["on-call", "release-managers"], 2) };
+    assert_eq!(both.requirements, [requirement(&["dba"], 1), escalates]);
     assert_eq!((both.within_seconds, both.valid_seconds, both.reason_required), (1_800, 300, true));
-    let escalation = Escalation { after_seconds: 1_800, groups: vec!["duty-managers".to_owned()] };
-    assert_eq!(both.escalation, Some(escalation));
+    assert_eq!(both.escalation, None);
     let mut one = deploy();
     one["constraints"] = json!(["allowed_environment: staging"]);
     let one = terms(&engine, &one).unwrap();
     assert_eq!(one.requirements, [requirement(&["on-call", "release-managers"], 2)]);
+    assert_eq!(one.escalation, escalation, "what all requirements have stands beside them");
     assert_eq!((one.within_seconds, one.reason_required), (7_200, false));
     let held = HeldApproval::Approved { by: "mem_1", at: NOON };
     let answer = engine.answer(&check(&deploy(), NOON, AccountRules::default()), None, Some(held), TimeLimit::NONE);

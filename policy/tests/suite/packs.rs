@@ -94,7 +94,7 @@ fn a_file_that_is_no_part_of_a_pack_is_refused() {
 fn every_broken_annotation_names_file_line_and_rule() {
     let first = "value.cedar:3: value.bare_request: ";
     for (from, to, message) in [
-        ("@family(\"value\")\n", "", "`@family` is missing"),
+        ("@family(\"value\")", "@family(\"Value\")", "`@family` must be"),
         ("@trigger(\"criteria_missing\")", "@trigger(\"sometimes\")", "`@trigger` must be"),
         ("@effect(\"deny\")", "@effect(\"explode\")", "`@effect` must be"),
         ("@code(\"MISSING_SUCCESS_CRITERIA\")\n", "", "`@code` is missing"),
@@ -103,7 +103,7 @@ fn every_broken_annotation_names_file_line_and_rule() {
         ("@weight(\"60\")", "@weight(\"600\")", "`@weight` must be"),
         ("@weight(\"60\")", "@wait(\"60\")", "`@wait` is no annotation"),
         ("@next_action(\"fix_request\")", "@next_action(\"panic\")", "`@next_action` must be"),
-        ("@message(\"the", "@message(\"\")\n@details(\"role\")\n//(\"the", "`@details` must be"),
+        ("@message(\"the", "@message(\"\")\n@details(\"rolle\")\n//(\"the", "`@details` must be"),
     ] {
         let faults = Broken::new().replace("value.cedar", from, to).0.faults();
         assert!(faults.iter().all(|f| f.to_string().starts_with(first)), "{faults:#?}");
@@ -183,7 +183,7 @@ fn cedar_of_the_maximum_depth_is_parsed_and_validated() {
 }
 
 /// The text of `count` rules that no request satisfies.
-fn many_rules(count: usize) -> String {
+pub(super) fn many_rules(count: usize) -> String {
     let rule = |n: usize| {
         format!(
             "// {n}\n@id(\"many.r{n}\") @family(\"many\") @trigger(\"always\") @effect(\"advise\") \
@@ -235,17 +235,18 @@ fn a_folder_that_is_too_large_for_a_pack_is_not_read_whole() {
 
 #[test]
 fn strict_validation_refuses_rules_that_could_fail_when_they_are_evaluated() {
-    for (from, to) in [
-        ("context.goal_vague && !context.side_effects", "context.role == \"admin\""),
-        ("context.goal_vague && !context.side_effects", "context.goal_vague && context.iteration == \"1\""),
-        ("context.goal_vague && !context.side_effects", "context.goal_vague && context.declared.contains(1)"),
-        ("context.goal_vague && !context.side_effects", "context.goal_vague && context.mood"),
+    let from = "context.goal_vague && !context.side_effects";
+    for (line, to) in [
+        (43, "context.role == \"admin\""),
+        (43, "context.goal_vague && context.iteration == \"1\""),
+        (43, "context.goal_vague && context.declared.contains(1)"),
+        (31, "context.goal_vague && context.mood"),
     ] {
         let (broken, _) = Broken::new().replace("value.cedar", from, to);
         let faults = broken.faults();
         assert!(
             faults.iter().any(|f| f.file == "value.cedar"
-                && f.line == Some(31)
+                && f.line == Some(line)
                 && f.rule.as_deref() == Some("value.vague_goal")),
             "{to}: {faults:#?}"
         );
