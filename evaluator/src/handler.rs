@@ -14,7 +14,9 @@ use stage0_contract::{
     ActionDigest, Actor, ApprovalTerms, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError,
     Grant, PolicyVersion, ReviewReply, ReviewRequest, VocabularyReply,
 };
-use stage0_policy::{Answer, Engine, EvaluateError, HeldApproval, Pack, PackError, PackSet, RunSnapshot, TimeLimit};
+use stage0_policy::{
+    Answer, Engine, EvaluateError, HeldApproval, Pack, PackError, PackSet, RunNeeds, RunSnapshot, TimeLimit,
+};
 
 use crate::metrics;
 use crate::run::RunUpdate;
@@ -85,7 +87,7 @@ impl Handler {
         };
         let began = Instant::now();
         let held = held.map(Held::as_policy);
-        let answer = guarded(message, pack.version(), || engine.answer(message, snapshot, held, limit));
+        let answer = guarded(message, pack, || engine.answer(message, snapshot, held, limit));
         metrics::observe_policy(began.elapsed());
         answer
     }
@@ -94,6 +96,11 @@ impl Handler {
     fn engine(&self, request: &CheckRequest) -> Option<&Engine> {
         let pack = self.packs.choose(request.policy_pack_version.as_deref()).ok()?;
         self.engines.get(pack.version())
+    }
+
+    /// What the rules that decide a request ask of its run.
+    pub(crate) fn run_needs(&self, request: &CheckRequest) -> RunNeeds {
+        self.engine(request).map(|engine| engine.pack().run_needs()).unwrap_or_default()
     }
 
     /// What exactly an approval of this check is of.
@@ -155,15 +162,11 @@ impl Handler {
 }
 
 /// Decides, and turns a panic into `Unable`. The panic's message may quote the request, so it is not logged.
-fn guarded(
-    message: &EvaluateRequest,
-    version: &PolicyVersion,
-    decide: impl FnOnce() -> Result<Answer, EvaluateError>,
-) -> Decided {
+fn guarded(message: &EvaluateRequest, pack: &Pack, decide: impl FnOnce() -> Result<Answer, EvaluateError>) -> Decided {
     // The engine keeps no state between requests, so a panic leaves nothing inconsistent.
     match catch_unwind(AssertUnwindSafe(decide)) {
         Ok(Ok(Answer { evaluation, run, terms, stopped })) => {
-            let update = Some(RunUpdate::new(&evaluation.decision, run));
+            let update = Some(RunUpdate::new(&evaluation, pack.run_needs(), run));
             Decided { reply: EvaluateReply::Decided(Box::new(evaluation)), update, terms, stopped }
         }
         Ok(Err(EvaluateError::Invalid(errors))) => Decided::without(EvaluateReply::Invalid(errors)),
@@ -172,7 +175,7 @@ fn guarded(
             tracing::error!(
                 request_id = %message.request_id,
                 account = %message.account,
-                policy_version = %version,
+                policy_version = %pack.version(),
                 "evaluation panicked"
             );
             Decided::without(EvaluateReply::Unable("the evaluation panicked".to_owned()))
@@ -210,8 +213,8 @@ mod tests {
     #[test]
     fn a_panic_while_deciding_is_unable_and_does_not_quote_the_request() {
         let message = message(json!({"goal": "tell nobody"}));
-        let version = handler().status().active;
-        let reply = guarded(&message, &version, || panic!("{}", message.request.goal)).reply;
+        let pack = Pack::embedded().unwrap();
+        let reply = guarded(&message, &pack, || panic!("{}", message.request.goal)).reply;
         let EvaluateReply::Unable(why) = reply else { panic!("{reply:?}") };
         assert_eq!(why, "the evaluation panicked");
     }

@@ -4,7 +4,9 @@
 //! estimate is reserved until it is settled or expires, and a repeated check counts once. Pure.
 //! INVARIANT: a caller cannot lower a count, except by a settlement that its key allows.
 
+mod called;
 mod coordinator;
+mod history;
 mod list;
 mod queues;
 mod quota;
@@ -13,10 +15,11 @@ mod view;
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
-use stage0_contract::{Decision, FieldError, MAX_USD, Micros, Refusal, RequestId, RunId, Scope, Verdict};
-use stage0_policy::{Reported, RunFacts, RunSnapshot, ToolCalls};
+use stage0_contract::{Evaluation, FieldError, MAX_USD, Micros, Refusal, RequestId, RunId, Scope, Verdict};
+use stage0_policy::{Reported, RunFacts, RunNeeds, RunSnapshot, ToolCalls};
 
 pub(crate) use coordinator::RunCoordinator;
+use history::{History, own_tools};
 
 /// Allowed checks that a run keeps individually, so that they can be repeated and settled. Estimates of older ones
 /// count as spent.
@@ -61,6 +64,9 @@ pub(crate) struct RunState {
     allowed: VecDeque<Allowed>,
     /// The last day, since the epoch, on which the run was counted against its account's limit.
     counted_on: i64,
+    /// For rules that look back; evaluators of earlier versions drop it when they write.
+    #[serde(skip_serializing_if = "History::is_empty")]
+    history: History,
 }
 
 /// An allowed check. A run holds many, so member names are short and default values are left out.
@@ -89,12 +95,19 @@ struct Allowed {
     /// It was not settled in time, so its estimate is spent.
     #[serde(rename = "x", default, skip_serializing_if = "std::ops::Not::not")]
     expired: bool,
+    /// It was allowed with an approval, and the run counts those.
+    #[serde(rename = "p", default, skip_serializing_if = "std::ops::Not::not")]
+    approved: bool,
 }
 
 /// What a decided check changes in its run.
 #[derive(Debug)]
 pub(crate) struct RunUpdate {
-    allowed: bool,
+    verdict: Verdict,
+    /// The verdict relies on an approval.
+    approved: bool,
+    /// What the rules of the deciding pack ask of the run.
+    needs: RunNeeds,
     facts: RunFacts,
 }
 
@@ -107,8 +120,9 @@ pub(crate) struct CheckRef {
 }
 
 impl RunUpdate {
-    pub(crate) fn new(decision: &Decision, facts: RunFacts) -> Self {
-        Self { allowed: decision.verdict == Verdict::Allow, facts }
+    pub(crate) fn new(evaluation: &Evaluation, needs: RunNeeds, facts: RunFacts) -> Self {
+        let approved = evaluation.approval_source.is_some();
+        Self { verdict: evaluation.decision.verdict, approved, needs, facts }
     }
 }
 
@@ -135,6 +149,7 @@ impl RunState {
         while self.allowed.front().is_some_and(|allowed| allowed.at.saturating_add(kept_for) <= now) {
             self.allowed.pop_front();
         }
+        self.history.expire(now);
     }
 
     /// Moves a run that began while the store's clock was ahead: otherwise its start would lie in the future and its
@@ -143,6 +158,7 @@ impl RunState {
         if self.last_seen > now.saturating_add(CLOCK_TOLERANCE) {
             let ran = self.last_seen.saturating_sub(self.first_seen).max(0);
             (self.first_seen, self.last_seen) = (now.saturating_sub(ran), now);
+            self.history.follow(now);
         }
     }
 
@@ -163,8 +179,9 @@ impl RunState {
     }
 
     /// The counts for a check. A repeated check gets the counts of its first attempt.
-    pub(crate) fn snapshot(&self, check_ref: CheckRef) -> RunSnapshot {
+    pub(crate) fn snapshot(&self, check_ref: CheckRef, needs: RunNeeds) -> RunSnapshot {
         let (retries, elapsed_micros) = (self.retries, self.elapsed_micros(check_ref.now));
+        let history = self.history(check_ref, needs);
         match self.allowed.iter().find(|allowed| allowed.operation == check_ref.operation) {
             Some(again) => RunSnapshot {
                 iteration: again.iteration,
@@ -173,6 +190,7 @@ impl RunState {
                 cost_micros: again.before_micros,
                 calls: ToolCalls::default(),
                 same_tool_calls: again.calls,
+                history,
             },
             None => RunSnapshot {
                 iteration: self.iterations.saturating_add(1).max(self.reported_iteration),
@@ -181,6 +199,7 @@ impl RunState {
                 cost_micros: self.total_micros(),
                 calls: ToolCalls { known: self.calls.clone(), any: self.any_calls },
                 same_tool_calls: 0,
+                history,
             },
         }
     }
@@ -197,7 +216,10 @@ impl RunState {
         if let Some(reported) = &facts.reported {
             self.apply_reported(reported, facts.has_secrets);
         }
-        if !update.allowed {
+        if update.needs.verdicts {
+            self.history.note_verdict(check_ref, update.verdict, &self.allowed);
+        }
+        if update.verdict != Verdict::Allow {
             return;
         }
         if let Some(again) = self.allowed.iter_mut().find(|allowed| allowed.operation == check_ref.operation) {
@@ -208,6 +230,8 @@ impl RunState {
             return;
         }
         self.last_seen = self.last_seen.max(check_ref.now);
+        self.history.note_allowed(check_ref.now, update, self.iterations);
+        self.history.note_calls(update, &self.calls, self.any_calls);
         self.iterations = self.iterations.max(facts.iteration);
         if self.allowed.len() >= MAX_ALLOWED
             && let Some(oldest) = self.allowed.pop_front()
@@ -225,9 +249,10 @@ impl RunState {
             estimate_micros,
             settled_micros: None,
             expired: false,
+            approved: update.approved && self.history.keeps_allowed(),
         });
-        for tool in facts.reported.iter().flat_map(|reported| &reported.proposed) {
-            self.count_call(tool.as_deref());
+        for tool in own_tools(facts) {
+            self.count_call(tool);
         }
     }
 
@@ -240,35 +265,36 @@ impl RunState {
         if secret {
             return;
         }
-        self.any_calls = self.any_calls.max(reported.calls.any);
+        self.raise_calls(ANY_TOOL, reported.calls.any);
         for (name, count) in &reported.calls.known {
-            match self.known_calls(name) {
-                Some(calls) => *calls = (*calls).max(*count),
-                None => self.any_calls = self.any_calls.max(*count),
-            }
+            self.raise_calls(name, *count);
         }
     }
 
-    fn count_call(&mut self, tool: Option<&str>) {
-        let name = tool.unwrap_or(ANY_TOOL).to_owned();
-        let counted = tool.and_then(|_| self.known_calls(&name));
-        match counted {
-            Some(calls) => *calls = calls.saturating_add(1),
-            None => self.any_calls = self.any_calls.saturating_add(1),
-        }
-        self.tools.push_back(name);
+    /// Keeps reported calls apart from allowed ones, under every pack: another one may ask for them later.
+    fn raise_calls(&mut self, name: &str, count: i64) {
+        let (calls, known) = self.calls_of(name);
+        let raised_by = count.saturating_sub(*calls);
+        *calls = (*calls).max(count);
+        self.history.note_report(known.then_some(name), raised_by);
+    }
+
+    fn count_call(&mut self, name: &str) {
+        let (calls, _) = self.calls_of(name);
+        *calls = calls.saturating_add(1);
+        self.tools.push_back(name.to_owned());
         while self.tools.len() > MAX_TOOLS || written(&self.tools) > MAX_SHOWN_BYTES {
             self.tools.pop_front();
         }
     }
 
-    /// The count of a tool that is, or can still be, counted separately.
-    fn known_calls(&mut self, name: &str) -> Option<&mut i64> {
+    /// The count of a tool, and whether it is, or can still be, counted separately. `?` never is.
+    fn calls_of(&mut self, name: &str) -> (&mut i64, bool) {
         let fits = || self.calls.len() < MAX_NAMES && written(self.calls.keys()) + written([name]) <= MAX_NAME_BYTES;
-        if self.calls.contains_key(name) || fits() {
-            Some(self.calls.entry(name.to_owned()).or_default())
+        if name != ANY_TOOL && (self.calls.contains_key(name) || fits()) {
+            (self.calls.entry(name.to_owned()).or_default(), true)
         } else {
-            None
+            (&mut self.any_calls, false)
         }
     }
 
@@ -335,6 +361,11 @@ impl Allowed {
     /// The request id of the attempt that may have been answered.
     fn request_id(&self) -> RequestId {
         self.again.unwrap_or(self.operation)
+    }
+
+    /// What it counts for in the run's cost.
+    fn cost_micros(&self) -> i64 {
+        self.settled_micros.unwrap_or(self.estimate_micros)
     }
 
     fn reserved(&self) -> i64 {

@@ -9,6 +9,7 @@ use std::thread;
 
 use stage0_backplane::{Backplane, BoxFuture};
 use stage0_contract::PolicyVersion;
+use stage0_policy::Pack;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -88,9 +89,18 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     }
     let active = packs.active().version().clone();
     metrics::policies(&active, &packs.versions());
+    packs.packs().for_each(|pack| log_parents(pack));
     tracing::info!(policy_version = %active, shards = count, "evaluator serves");
     stop_on_error.disarm();
     Ok(Evaluator { active, shards, ended, stop })
+}
+
+/// Logs which packs decide with a pack that extends others. A pack in the same folder can be among them.
+fn log_parents(pack: &Pack) {
+    let parents: Vec<&str> = pack.parents().map(|parent| parent.version().as_str()).collect();
+    if !parents.is_empty() {
+        tracing::info!(policy_version = %pack.version(), extends = parents.join(", "), "policy pack extends others");
+    }
 }
 
 impl Evaluator {

@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod suite {
     mod approvals;
+    mod history;
     mod runs;
     mod service;
 }

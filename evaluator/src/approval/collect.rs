@@ -267,7 +267,7 @@ impl Approvals {
                 continue;
             }
             self.after_change(&approval, was, deadline).await;
-            if approval.status != was || approval.escalated != before.escalated {
+            if approval.status != was || approval.escalated_after != before.escalated_after {
                 let status = approval.status.as_str();
                 tracing::info!(%account, approval_id = %approval.id, status, "approval passed its time");
                 self.announce(account, &approval.id).await;

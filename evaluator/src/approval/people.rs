@@ -157,8 +157,9 @@ impl<'p> Directory<'p> {
         if related.has(member) {
             return Standing::OwnAction;
         }
+        let escalated = question.escalated(requirement);
         let meets = |groups: &[String]| {
-            let wanted = |group: &String| requirement.groups.contains(group) || question.escalated().contains(group);
+            let wanted = |group: &String| requirement.groups.contains(group) || escalated.contains(group);
             requirement.groups.is_empty() || groups.iter().any(wanted)
         };
         if meets(&record.groups) {
@@ -335,12 +336,12 @@ impl<'p> Directory<'p> {
     }
 }
 
-impl Question<'_> {
-    /// The groups that may decide as well by now.
-    fn escalated(&self) -> &[String] {
+impl<'a> Question<'a> {
+    /// The groups that may decide about a requirement as well by now.
+    fn escalated(&self, requirement: &'a Requirement) -> &'a [String] {
         let due =
             |after: i64| self.opened_at.saturating_add(SignedDuration::from_secs(after)).is_ok_and(|at| at <= self.now);
-        match &self.terms.escalation {
+        match self.terms.escalation_of(requirement) {
             Some(escalation) if due(escalation.after_seconds) => &escalation.groups,
             Some(_) | None => &[],
         }

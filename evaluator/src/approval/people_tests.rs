@@ -47,7 +47,7 @@ fn people(members: Vec<PersonRecord>) -> People {
 
 fn terms(quorum: u32) -> ApprovalTerms {
     ApprovalTerms {
-        requirements: vec![Requirement { groups: vec!["rm".to_owned()], quorum }],
+        requirements: vec![Requirement { groups: vec!["rm".to_owned()], quorum, escalation: None }],
         within_seconds: 100,
         valid_seconds: 50,
         reason_required: false,
@@ -177,6 +177,8 @@ fn ann() -> Actor {
         key_id: key("key-ann"),
         holder: Holder { member: Some(member("ann")), ..Holder::of_workload(key("key-ann")) },
         scopes: [Scope::ApprovalsDecide].into(),
+        key_name: None,
+        groups: None,
         rules: AccountRules::default(),
         can_record: true,
         retention_days: 30,

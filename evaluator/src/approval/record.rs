@@ -4,6 +4,8 @@
 //! unrecorded until a gateway has confirmed its line of the decision log.
 //! INVARIANT: no text of the action is in a record; it is sealed elsewhere.
 
+use std::collections::BTreeSet;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -66,6 +68,9 @@ pub(crate) struct StoredApproval {
     /// Whether further groups may decide already.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) escalated: bool,
+    /// The time of the last escalation that has come, in seconds. `None` beside `escalated`: there is only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) escalated_after: Option<i64>,
     /// The check that used the approval of the same action before this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) after: Option<RequestId>,
@@ -358,24 +363,35 @@ impl StoredApproval {
             self.push(ApprovalEvent { details: members(json!({"was": was})), ..event });
             return true;
         }
-        let Some(escalation) = &self.terms.escalation else { return false };
-        let at = seconds_later(self.created_at, escalation.after_seconds);
-        if self.status != ApprovalStatus::Pending || self.escalated || at > now {
-            return false;
+        let mut has_changed = false;
+        while let Some(after) = self.next_escalation() {
+            let at = seconds_later(self.created_at, after);
+            if self.status != ApprovalStatus::Pending || at > now {
+                break;
+            }
+            let due = self.terms.escalations().filter(|escalation| escalation.after_seconds == after);
+            let groups: BTreeSet<&String> = due.flat_map(|escalation| &escalation.groups).collect();
+            let details = members(json!({"groups": groups}));
+            (self.escalated, self.escalated_after) = (true, Some(after));
+            let event = ApprovalEvent { details, ..self.event(LineType::ApprovalEscalated, at) };
+            self.push(event);
+            has_changed = true;
         }
-        let details = members(json!({"groups": escalation.groups}));
-        self.escalated = true;
-        let event = ApprovalEvent { details, ..self.event(LineType::ApprovalEscalated, at) };
-        self.push(event);
-        true
+        has_changed
+    }
+
+    /// After how many seconds further groups may decide next.
+    fn next_escalation(&self) -> Option<i64> {
+        let passed = self.escalated_after.or(self.escalated.then_some(i64::MAX));
+        let all = self.terms.escalations().map(|escalation| escalation.after_seconds);
+        all.filter(|after| passed.is_none_or(|passed| *after > passed)).min()
     }
 
     /// When maintenance must look at it; none: never again.
     pub(super) fn due_at(&self) -> Option<Timestamp> {
         let by_time = match self.status {
             ApprovalStatus::Pending => {
-                let escalation = self.terms.escalation.as_ref().filter(|_| !self.escalated);
-                let at = escalation.map(|one| seconds_later(self.created_at, one.after_seconds));
+                let at = self.next_escalation().map(|after| seconds_later(self.created_at, after));
                 Some(at.unwrap_or(self.expires_at).min(self.expires_at))
             }
             ApprovalStatus::Approved => Some(self.usable_until.unwrap_or(self.expires_at)),

@@ -287,7 +287,7 @@ impl Approvals {
 /// Whether members of this group may decide, at once or once no decision came for a time.
 pub(super) fn asks_group(terms: &ApprovalTerms, group: &String) -> bool {
     terms.requirements.iter().any(|one| one.groups.is_empty() || one.groups.contains(group))
-        || terms.escalation.as_ref().is_some_and(|escalation| escalation.groups.contains(group))
+        || terms.escalations().any(|escalation| escalation.groups.contains(group))
 }
 
 /// The action as people read it: every text in it with its secrets masked.

@@ -97,6 +97,7 @@ fn terms(requirements: &[(&[&str], u32)]) -> ApprovalTerms {
     let requirement = |(groups, quorum): &(&[&str], u32)| Requirement {
         groups: groups.iter().map(|group| (*group).to_owned()).collect(),
         quorum: *quorum,
+        escalation: None,
     };
     ApprovalTerms {
         requirements: requirements.iter().map(requirement).collect(),
@@ -112,6 +113,8 @@ fn actor(name: &str) -> Actor {
         key_id: key(&format!("key-{name}")),
         holder: Holder { member: Some(member(name)), ..Holder::of_workload(key(&format!("key-{name}"))) },
         scopes: [Scope::ApprovalsDecide].into(),
+        key_name: None,
+        groups: None,
         rules: AccountRules::default(),
         can_record: true,
         retention_days: 30,
@@ -139,6 +142,7 @@ fn approval_of(terms: ApprovalTerms) -> StoredApproval {
         used: None,
         outcome: None,
         escalated: false,
+        escalated_after: None,
         after: None,
         retention_days: 30,
         outbox: Outbox::default(),

@@ -18,6 +18,7 @@ use stage0_contract::{
     AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded, RunId,
     RunSettled, RunView, SettleRun, ShowRun, UNLIMITED,
 };
+use stage0_policy::RunSnapshot;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -180,7 +181,14 @@ impl RunCoordinator {
                 request_id: message.request_id,
                 operation: message.operation.unwrap_or(message.request_id),
             };
-            let (reply, update) = approvals.decide(engines, check, Some(&state.snapshot(check_ref))).await;
+            let snapshot = match snapshot(engines, check, &state, check_ref).await {
+                Ok(snapshot) => snapshot,
+                Err(reply) => {
+                    replies.push(Some(*reply));
+                    continue;
+                }
+            };
+            let (reply, update) = approvals.decide(engines, check, Some(&snapshot)).await;
             if let Some(update) = update {
                 state.apply(check_ref, &update);
                 state.apply_name(&update, RunId::of(&message.request).ok().flatten());
@@ -341,6 +349,26 @@ impl RunCoordinator {
             }
         }
     }
+}
+
+/// What the rules may see of a run before this check, or why the check cannot be read.
+async fn snapshot(
+    engines: &Engines,
+    check: &InFlightCheck,
+    state: &RunState,
+    check_ref: CheckRef,
+) -> Result<RunSnapshot, Box<EvaluateReply>> {
+    let needs = engines.handler().run_needs(&check.request().request);
+    let mut snapshot = state.snapshot(check_ref, needs);
+    if (needs.calls || needs.targets) && state.is_repeat(check_ref) {
+        // Only the policy can read which calls and targets are the check's own, so it is decided once for nothing.
+        let read = engines.evaluate(check.request(), check.bytes, Some(&snapshot), None, check.limit).await;
+        match read.update {
+            Some(update) => state.leave_out_own(&mut snapshot, &update),
+            None => return Err(Box::new(read.reply)),
+        }
+    }
+    Ok(snapshot)
 }
 
 /// The key of a run in the state store. The name is hashed, because it may be any text and must not show in a subject.

@@ -64,10 +64,11 @@ impl Play {
             max_runs: None,
         };
         self.state.expire(self.now, RESERVED_FOR);
-        let snapshot = self.state.snapshot(check_ref);
+        let needs = self.engine.pack().run_needs();
+        let snapshot = self.state.snapshot(check_ref, needs);
         let answer = self.engine.answer(&message, Some(&snapshot), None, TimeLimit::NONE).unwrap();
         let (decided, facts) = (answer.evaluation, answer.run);
-        let update = RunUpdate::new(&decided.decision, facts);
+        let update = RunUpdate::new(&decided, needs, facts);
         self.state.apply(check_ref, &update);
         let codes = decided.decision.issues.iter().map(|issue| issue.code.as_str().to_owned()).collect();
         Told { id: number, verdict: decided.decision.verdict, codes }

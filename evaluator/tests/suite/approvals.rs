@@ -262,6 +262,8 @@ fn actor(key: &str, holder: Holder, scopes: &[Scope]) -> Actor {
         key_id: KeyId::parse(key).unwrap(),
         holder,
         scopes: scopes.iter().copied().collect(),
+        key_name: None,
+        groups: None,
         rules: AccountRules::default(),
         can_record: true,
         retention_days: 90,

@@ -18,21 +18,25 @@ use tokio::task::JoinSet;
 
 use super::service::connect;
 
-const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Evaluators that serve until they are dropped.
-struct Stage {
+pub(crate) struct Stage {
     bus: Bus,
-    caller: Backplane,
+    pub(crate) caller: Backplane,
     serving: JoinSet<()>,
 }
 
 impl Stage {
     async fn new(evaluators: usize, runs: RunConfig) -> Self {
+        Self::with_packs(evaluators, runs, &PackSet::embedded().unwrap()).await
+    }
+
+    pub(crate) async fn with_packs(evaluators: usize, runs: RunConfig, packs: &PackSet) -> Self {
         let bus = Bus::new();
         let mut serving = JoinSet::new();
         for _ in 0..evaluators {
-            let config = EvaluatorConfig { packs: PackSet::embedded().unwrap(), shards: NonZeroUsize::new(2), runs };
+            let config = EvaluatorConfig { packs: packs.clone(), shards: NonZeroUsize::new(2), runs };
             let evaluator = build(config, connect(&bus)).await.unwrap();
             serving.spawn(async move {
                 let _ = evaluator.run_until(std::future::pending()).await;
@@ -41,7 +45,7 @@ impl Stage {
         Self { caller: bus.connect(), bus, serving }
     }
 
-    async fn ask(&self, message: EvaluateRequest) -> EvaluateReply {
+    pub(crate) async fn ask(&self, message: EvaluateRequest) -> EvaluateReply {
         self.caller.requests.request(&message, WAIT_TIMEOUT).await.unwrap()
     }
 
@@ -51,11 +55,11 @@ impl Stage {
     }
 }
 
-fn id(number: u64) -> RequestId {
+pub(crate) fn id(number: u64) -> RequestId {
     RequestId::parse(&format!("0190163d-8694-739b-aea5-{number:012x}")).unwrap()
 }
 
-fn check(number: u64, account: &str, constraints: &[&str], context: impl Into<Value>) -> EvaluateRequest {
+pub(crate) fn check(number: u64, account: &str, constraints: &[&str], context: impl Into<Value>) -> EvaluateRequest {
     let context = context.into();
     let body =
         json!({"goal": "read the report", "success_criteria": ["x"], "constraints": constraints, "context": context});
@@ -71,12 +75,12 @@ fn check(number: u64, account: &str, constraints: &[&str], context: impl Into<Va
     }
 }
 
-fn verdict(reply: &EvaluateReply) -> Verdict {
+pub(crate) fn verdict(reply: &EvaluateReply) -> Verdict {
     let EvaluateReply::Decided(decided) = reply else { panic!("not decided: {reply:?}") };
     decided.decision.verdict
 }
 
-async fn allowed_of(stage: &Stage, checks: Vec<EvaluateRequest>) -> usize {
+pub(crate) async fn allowed_of(stage: &Stage, checks: Vec<EvaluateRequest>) -> usize {
     let mut asks = JoinSet::new();
     for check in checks {
         let requests = Arc::clone(&stage.caller.requests);
@@ -195,7 +199,7 @@ async fn a_whole_number_names_the_same_run_as_its_digits() {
     assert!(decision.issues.iter().any(|issue| issue.code.as_str() == "CONTEXT_REQUIRED"), "{decision:?}");
 }
 
-fn decision(reply: &EvaluateReply) -> &Decision {
+pub(crate) fn decision(reply: &EvaluateReply) -> &Decision {
     let EvaluateReply::Decided(decided) = reply else { panic!("{reply:?}") };
     &decided.decision
 }

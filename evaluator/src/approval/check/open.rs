@@ -85,6 +85,7 @@ impl Approvals {
             used: None,
             outcome: None,
             escalated: false,
+            escalated_after: None,
             after: note.used_by,
             retention_days: wanting.asker.retention_days,
             outbox: Outbox::default(),

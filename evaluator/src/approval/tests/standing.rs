@@ -73,6 +73,26 @@ fn groups_delegation_and_escalation_let_members_decide() {
 }
 
 #[test]
+fn an_escalation_of_one_requirement_opens_no_other() {
+    let people = people_of(&[("ann", &["rm"], &[]), ("mine", &["mine"], &[]), ("owner", &["rm"], &[])]);
+    let mut terms = terms(&[(&["ours"], 1), (&["rm"], 1)]);
+    let escalation = Escalation { after_seconds: 30, groups: vec!["mine".to_owned()] };
+    terms.requirements[0].escalation = Some(escalation.clone());
+    assert_eq!(standing(&people, "mine", &terms, true, 29), Standing::OtherGroups);
+    assert_eq!(standing(&people, "mine", &terms, true, 30), MAY, "for the first requirement");
+    let status = |terms: &ApprovalTerms| {
+        let mut approval = approval_of(terms.clone());
+        approve(&mut approval, &people, "mine", 30).unwrap();
+        approval.status
+    };
+    assert_eq!(status(&terms), ApprovalStatus::Pending, "the members of `rm` are still needed");
+    // The harmless neighbour: an escalation beside the requirements, as records before had it, opens all of them.
+    terms.requirements[0].escalation = None;
+    terms.escalation = Some(escalation);
+    assert_eq!(status(&terms), ApprovalStatus::Approved);
+}
+
+#[test]
 fn fewer_eligible_people_than_the_quorum_are_seen_at_once() {
     let electorate = |people: &People, quorum, four_eyes| {
         let asker = Asker::new(&agent(), four_eyes);
