@@ -162,6 +162,8 @@ mod tests {
             require_run_id: false,
             caps: Caps::NONE,
             holder: None,
+            key_name: None,
+            groups: None,
             rules: AccountRules::default(),
         }
     }

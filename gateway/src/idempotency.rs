@@ -327,6 +327,8 @@ mod tests {
     fn identity(account: &str, key: &str) -> KeyIdentity {
         KeyIdentity {
             holder: None,
+            key_name: None,
+            groups: None,
             rules: stage0_contract::AccountRules::default(),
             key_id: KeyId::parse(key).unwrap(),
             account: AccountId::parse(account).unwrap(),

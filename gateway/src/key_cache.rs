@@ -472,7 +472,11 @@ fn has_other_rules(now: &KeyIdentity, before: &KeyIdentity) -> bool {
         let holds = |stop: &&Stop| stop.until.is_none_or(|until| until > time);
         identity.rules.stops.iter().filter(holds).cloned().collect()
     };
-    now.holder != before.holder
+    // Rules that read what was not told have failed, so a decision without it stands.
+    let is_told_otherwise = (before.groups.is_some() && now.groups != before.groups)
+        || (before.key_name.is_some() && now.key_name != before.key_name);
+    is_told_otherwise
+        || now.holder != before.holder
         || now.rules.approvals != before.rules.approvals
         || now.rules.four_eyes != before.rules.four_eyes
         || in_force(now) != in_force(before)

@@ -265,6 +265,8 @@ mod tests {
     fn identity() -> KeyIdentity {
         KeyIdentity {
             holder: None,
+            key_name: None,
+            groups: None,
             rules: stage0_contract::AccountRules::default(),
             key_id: key().id().clone(),
             account: AccountId::parse("a").unwrap(),

@@ -124,6 +124,8 @@ impl AppState {
             scopes: Scopes::new(),
             rules: identity.rules.clone(),
             retention_days: identity.retention_days,
+            key_name: identity.key_name.clone(),
+            groups: identity.groups.clone(),
         }
     }
 

@@ -17,6 +17,8 @@ fn account(name: &str) -> AccountId {
 fn identity(account: &str, key_id: &KeyId) -> KeyIdentity {
     KeyIdentity {
         holder: None,
+        key_name: None,
+        groups: None,
         rules: stage0_contract::AccountRules::default(),
         key_id: key_id.clone(),
         account: AccountId::parse(account).unwrap(),
@@ -433,5 +435,25 @@ async fn a_check_is_not_confirmed_under_other_rules_and_another_call_is() {
                 assert_eq!((confirmed.is_bound_to_rules, &**confirmed.identity()), (is_check, &now));
             }
         }
+    }
+}
+
+#[test]
+fn other_groups_or_another_name_are_other_rules_and_what_was_not_told_before_is_not() {
+    let untold = identity("a", key(1).id());
+    let mut told = untold.clone();
+    (told.key_name, told.groups) = (Some("nightly import".to_owned()), Some(vec!["finance".to_owned()]));
+    let mut moved = told.clone();
+    moved.groups = Some(Vec::new());
+    let mut renamed = told.clone();
+    renamed.key_name = Some("refunds-bot".to_owned());
+    for (now, before, is_other) in [
+        (&moved, &told, true),
+        (&renamed, &told, true),
+        (&untold, &told, true),
+        (&told, &untold, false),
+        (&told, &told, false),
+    ] {
+        assert_eq!(has_other_rules(now, before), is_other, "{now:?} after {before:?}");
     }
 }

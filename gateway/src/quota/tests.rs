@@ -8,6 +8,8 @@ use super::*;
 fn identity(limits: Limits) -> KeyIdentity {
     KeyIdentity {
         holder: None,
+        key_name: None,
+        groups: None,
         rules: stage0_contract::AccountRules::default(),
         key_id: KeyId::parse("k").unwrap(),
         account: AccountId::parse("acc").unwrap(),

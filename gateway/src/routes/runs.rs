@@ -126,6 +126,8 @@ mod tests {
     fn identity(byte: u8) -> KeyIdentity {
         KeyIdentity {
             holder: None,
+            key_name: None,
+            groups: None,
             rules: stage0_contract::AccountRules::default(),
             key_id: key(byte).id().clone(),
             account: AccountId::parse(&format!("acc_{byte}")).unwrap(),

@@ -67,6 +67,7 @@ async fn an_opened_approval_is_recorded_in_the_decisions_batch_and_links_to_the_
     let evaluated = stack.services.evaluated.lock().unwrap().clone().unwrap();
     let asker = evaluated.asker.unwrap();
     assert_eq!((&asker.key_id, asker.can_record, asker.scopes.is_empty()), (key(TENANT).id(), true, true));
+    assert_eq!((asker.key_name, asker.groups), (None, None), "this keystore does not tell");
 
     // The event names the decision; only the decision is found by that id, and listed.
     let id = answer["request_id"].as_str().unwrap();
@@ -74,6 +75,28 @@ async fn an_opened_approval_is_recorded_in_the_decisions_batch_and_links_to_the_
     assert_eq!(found["verdict"], "DEFER");
     let page = stack.get(TENANT, "/v1/decisions").await.json();
     assert_eq!(page["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_evaluator_gets_the_name_and_the_groups_of_the_callers_key_as_they_are_now() {
+    let stack = Stack::start().await;
+    let name = Some("refunds-bot".to_owned());
+    stack.services.change(TENANT, |identity| identity.key_name.clone_from(&name));
+    for groups in [Some(vec!["finance".to_owned(), "support".to_owned()]), Some(Vec::new())] {
+        stack.services.change(TENANT, |identity| identity.groups.clone_from(&groups));
+        stack.publish_change().await;
+        let mut told = None;
+        // The notice and the next check travel different ways.
+        for _ in 0..1_000 {
+            assert_eq!(stack.check(&json!({"goal": "g"})).await.status, 200);
+            let asker = stack.services.evaluated.lock().unwrap().take().unwrap().asker.unwrap();
+            told = Some((asker.key_name, asker.groups));
+            if told == Some((name.clone(), groups.clone())) {
+                break;
+            }
+        }
+        assert_eq!(told, Some((name.clone(), groups)));
+    }
 }
 
 #[tokio::test]

@@ -142,6 +142,8 @@ fn identity(number: u8, account: &str, scopes: impl Into<Scopes>) -> KeyIdentity
         require_run_id: false,
         caps: Caps::NONE,
         holder: Some(Holder::of_workload(key(number).id().clone())),
+        key_name: None,
+        groups: None,
         rules: AccountRules::default(),
     }
 }

@@ -3,7 +3,7 @@
 //! Owns which documents are pages, in which order and under which name; `markdown` makes a document's HTML and search
 //! entries. Everything that a page loads is a file of this site. Links are relative: a proxy may add a path before
 //! every route. A page works without its script.
-//! INVARIANT: each Markdown file directly under `docs/` is a page or stands in `REPOSITORY_ONLY`.
+//! INVARIANT: each Markdown file under `docs/`, except those in `adr/`, is a page or stands in `REPOSITORY_ONLY`.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -23,7 +23,7 @@ const ICON: &str = include_str!("../../../assets/docs/icon.svg");
 const REPOSITORY_ONLY: [&str; 1] = ["ARCHITECTURE.md"];
 
 struct Document {
-    /// File name under `docs/`.
+    /// Path under `docs/`.
     file: &'static str,
     label: &'static str,
     text: &'static str,
@@ -83,11 +83,27 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
-        label: "Policy and audit",
+        label: "Writing policy",
         calls_the_api: false,
         documents: &[
-            document!("policy-packs.md", "Policy packs"),
-            document!("policy-secrets.md", "Secrets in requests"),
+            document!("policy/README.md", "Policy packs"),
+            document!("policy/guide.md", "Your first rule"),
+            document!("policy/recipes.md", "Policy recipes"),
+            document!("policy/facts.md", "Policy facts"),
+            document!("policy/reference.md", "Policy reference"),
+            document!("policy/secrets.md", "Secrets in requests"),
+            document!("policy/templates/production-ready.md", "Template: production-ready"),
+            document!("policy/templates/coding-agent.md", "Template: coding-agent"),
+            document!("policy/templates/money-movement.md", "Template: money-movement"),
+            document!("policy/templates/customer-messaging.md", "Template: customer-messaging"),
+            document!("policy/templates/data-protection.md", "Template: data-protection"),
+            document!("policy/templates/read-only-analyst.md", "Template: read-only-analyst"),
+        ],
+    },
+    Group {
+        label: "Audit and security",
+        calls_the_api: false,
+        documents: &[
             document!("audit.md", "Decision log"),
             document!("security-overview.md", "Security overview"),
             document!("threat-model.md", "Threat model"),
@@ -113,7 +129,7 @@ impl Site {
             for document in group.documents {
                 let slug = document.slug();
                 let Rendered { html, title, headings, entries } =
-                    markdown::render(document.text, |link| resolve(&slug, link));
+                    markdown::render(document.text, |link| resolve(document.file, link));
                 let page = page(group, &slug, &title, &html, &headings);
                 let entries = entries.into_iter();
                 index.extend(
@@ -134,8 +150,10 @@ impl Site {
     }
 }
 
+/// All pages lie side by side, so that a link leads to the same place wherever it stands: `policy/guide.md` is
+/// `policy-guide`, and a folder's `README.md` has the name of the folder.
 fn slug_of(file: &str) -> String {
-    file.trim_end_matches(".md").to_lowercase()
+    file.trim_end_matches(".md").trim_end_matches("/README").replace('/', "-").to_lowercase()
 }
 
 /// The relative address of a page or another file of the site, seen from the page `from`.
@@ -148,7 +166,7 @@ fn href(from: &str, to: &str) -> String {
     }
 }
 
-/// Where a link of a document leads when the document is a page.
+/// Where a link of the document `from` leads when the document is a page.
 fn resolve(from: &str, link: &str) -> Target {
     if link.contains("://") || link.starts_with("mailto:") {
         return Target::Address(link.to_owned());
@@ -160,14 +178,32 @@ fn resolve(from: &str, link: &str) -> Target {
     }
     if file.ends_with("openapi.json") {
         // Served beside the pages.
-        let path = if from.is_empty() { "openapi.json" } else { "../openapi.json" };
+        let path = if from == FRONT_PAGE { "openapi.json" } else { "../openapi.json" };
         return Target::Address(path.to_owned());
     }
+    let path = in_repository(from, file);
     let mut documents = GROUPS.iter().flat_map(|group| group.documents);
-    match documents.find(|document| document.file == file) {
-        Some(document) => Target::Address(href(from, &document.slug()) + &anchor),
-        None => Target::Repository(file.strip_prefix("../").map_or_else(|| format!("docs/{file}"), str::to_owned)),
+    let slug = |file| if file == FRONT_PAGE { String::new() } else { slug_of(file) };
+    match documents.find(|document| path.strip_prefix("docs/") == Some(document.file)) {
+        Some(document) => Target::Address(href(&slug(from), &document.slug()) + &anchor),
+        None => Target::Repository(path),
     }
+}
+
+/// The path, from the root of the repository, of a file to which the document `from` links.
+fn in_repository(from: &str, link: &str) -> String {
+    let folder = from.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let mut path = vec!["docs"];
+    for part in folder.split('/').chain(link.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => {
+                path.pop();
+            }
+            name => path.push(name),
+        }
+    }
+    path.join("/")
 }
 
 fn page(group: &Group, slug: &str, title: &str, content: &str, headings: &[Heading]) -> String {
@@ -231,14 +267,32 @@ mod tests {
 
     use super::*;
 
+    fn markdown_below(folder: &Path, root: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("adr") {
+                markdown_below(&path, root, found);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.insert(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+
     #[test]
     fn every_document_is_a_page_or_stays_in_the_repository() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let found: BTreeSet<_> = names.filter(|name| name.ends_with(".md")).collect();
+        let mut found = BTreeSet::new();
+        markdown_below(&folder, &folder, &mut found);
         let pages = GROUPS.iter().flat_map(|group| group.documents).map(|document| document.file);
         let listed: BTreeSet<_> = pages.chain(REPOSITORY_ONLY).map(str::to_owned).collect();
         assert_eq!(found, listed);
+    }
+
+    #[test]
+    fn no_two_documents_have_the_same_address() {
+        let documents = || GROUPS.iter().flat_map(|group| group.documents);
+        let addresses: BTreeSet<_> = documents().map(Document::slug).collect();
+        assert_eq!(addresses.len(), documents().count());
     }
 
     #[test]
@@ -247,14 +301,29 @@ mod tests {
             Target::Address(address) => address,
             Target::Repository(path) => format!("repository:{path}"),
         };
-        assert_eq!(address("", "webhooks.md#what-arrives"), "docs/webhooks#what-arrives");
-        assert_eq!(address("webhooks", "guide.md"), "../docs");
-        assert_eq!(address("webhooks", "CONFIGURATION.md"), "configuration");
-        assert_eq!(address("webhooks", "#what-arrives"), "#what-arrives");
-        assert_eq!(address("", "../gateway/assets/openapi.json"), "openapi.json");
-        assert_eq!(address("webhooks", "../gateway/assets/openapi.json"), "../openapi.json");
-        assert_eq!(address("webhooks", "https://example.com/a.md"), "https://example.com/a.md");
-        assert_eq!(address("audit", "../SECURITY.md"), "repository:SECURITY.md");
-        assert_eq!(address("audit", "adr/0006-chains-and-marks.md"), "repository:docs/adr/0006-chains-and-marks.md");
+        assert_eq!(address("guide.md", "webhooks.md#what-arrives"), "docs/webhooks#what-arrives");
+        assert_eq!(address("webhooks.md", "guide.md"), "../docs");
+        assert_eq!(address("webhooks.md", "CONFIGURATION.md"), "configuration");
+        assert_eq!(address("webhooks.md", "#what-arrives"), "#what-arrives");
+        assert_eq!(address("guide.md", "../gateway/assets/openapi.json"), "openapi.json");
+        assert_eq!(address("webhooks.md", "../gateway/assets/openapi.json"), "../openapi.json");
+        assert_eq!(address("webhooks.md", "https://example.com/a.md"), "https://example.com/a.md");
+        assert_eq!(address("audit.md", "../SECURITY.md"), "repository:SECURITY.md");
+        assert_eq!(address("audit.md", "adr/0006-chains-and-marks.md"), "repository:docs/adr/0006-chains-and-marks.md");
+    }
+
+    #[test]
+    fn pages_of_a_folder_lie_beside_the_others() {
+        let address = |from: &str, link: &str| match resolve(from, link) {
+            Target::Address(address) => address,
+            Target::Repository(path) => format!("repository:{path}"),
+        };
+        assert_eq!(address("guide.md", "policy/README.md"), "docs/policy");
+        assert_eq!(address("approvals.md", "policy/reference.md#cases"), "policy-reference#cases");
+        assert_eq!(address("policy/guide.md", "recipes.md"), "policy-recipes");
+        assert_eq!(address("policy/guide.md", "../guide.md#issues"), "../docs#issues");
+        assert_eq!(address("policy/guide.md", "../runs.md"), "runs");
+        assert_eq!(address("policy/guide.md", "../../policies/baseline"), "repository:policies/baseline");
+        assert_eq!(address("policy/guide.md", "../adr/README.md"), "repository:docs/adr/README.md");
     }
 }
