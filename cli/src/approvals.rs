@@ -26,6 +26,8 @@ use crate::table::{Table, optional, seconds};
 
 use decide::Answer;
 
+pub(crate) use show::length;
+
 const APPROVALS: [&str; 2] = ["v1", "approvals"];
 const PAGE_SIZE: u32 = 100;
 /// The id is never cut, because every other command needs it.

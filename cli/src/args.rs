@@ -20,6 +20,7 @@ pub(crate) mod decisions;
 pub(crate) mod keys;
 pub(crate) mod members;
 pub(crate) mod nats;
+pub(crate) mod policy;
 pub(crate) mod runs;
 pub(crate) mod stack;
 pub(crate) mod stops;
@@ -32,6 +33,7 @@ use decisions::DecisionsCommand;
 use keys::KeysCommand;
 use members::MembersCommand;
 use nats::{NatsAdminCommand, NatsConfigArgs, NatsKeysCommand};
+use policy::PolicyCommand;
 use runs::RunsCommand;
 use stack::StackCommand;
 use stops::{ResumeArgs, StopArgs, StopsArgs};
@@ -244,13 +246,16 @@ Examples:
   stage0 accounts set-retention acc_0w3ge1r7 --days 90
   stage0 accounts list --json")]
     Accounts(AccountsCommand),
-    /// Validates, tests and explains policy packs
+    /// Writes, tests and explains policy packs
     #[command(subcommand)]
     #[command(after_help = "\
+All of it runs here, without a server and without a key.
+
 Examples:
-  stage0 policy validate ./packs/my-pack
-  stage0 policy test ./packs/my-pack
-  stage0 policy explain baseline action.json")]
+  stage0 policy new ./packs/my-pack
+  stage0 policy test ./packs/my-pack --watch
+  stage0 policy explain ./packs/my-pack action.json
+  stage0 policy lint ./packs/my-pack")]
     Policy(PolicyCommand),
     /// Shows the running processes, their versions and how far deliveries are behind
     #[command(after_help = "\
@@ -371,44 +376,6 @@ Takes the settings of commands that ask a server. The key needs `members:manage`
 Example:
   stage0 doctor account --url https://stage0.example.com --key-file admin.key")]
     Account,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PackArgs {
-    /// Directory of the pack
-    pub(crate) dir: PathBuf,
-    /// Prints JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PolicyCommand {
-    /// Checks a pack as an evaluator does at its start, and names every fault
-    Validate(PackArgs),
-    /// Runs the pack's cases, after the checks of `validate`
-    Test(PackArgs),
-    /// Prints the vocabulary of a pack, and the meaning of its codes
-    Vocabulary {
-        /// Directory of the pack; without it, the baseline that is compiled in
-        dir: Option<PathBuf>,
-        /// Prints JSON, as `GET /v1/policy/vocabulary` answers
-        #[arg(long, conflicts_with = "markdown")]
-        json: bool,
-        /// Prints a Markdown document
-        #[arg(long)]
-        markdown: bool,
-    },
-    /// Shows how a pack decides an action: facts, rules that matched, verdict
-    Explain {
-        /// Directory of the pack, or `baseline`
-        pack: PathBuf,
-        /// JSON file with the proposed action; `-` reads standard input
-        file: PathBuf,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 fn scope(text: &str) -> Result<Scope, String> {

@@ -29,6 +29,12 @@ mod modes;
 mod nats_keys;
 #[path = "suite/policy.rs"]
 mod policy;
+#[path = "suite/policy_diff.rs"]
+mod policy_diff;
+#[path = "suite/policy_reports.rs"]
+mod policy_reports;
+#[path = "suite/policy_writing.rs"]
+mod policy_writing;
 #[path = "suite/receiver.rs"]
 mod receiver;
 #[path = "suite/receiving.rs"]

@@ -70,7 +70,7 @@ fn standing(approval: &Approval) -> String {
 }
 
 /// Such as `2 members of release-managers`.
-pub(super) fn demand(Requirement { groups, quorum }: &Requirement) -> String {
+pub(super) fn demand(Requirement { groups, quorum, .. }: &Requirement) -> String {
     let people = if *quorum == 1 { "member" } else { "members" };
     let of = if groups.is_empty() { String::new() } else { format!(" of {}", groups.join(" or ")) };
     format!("{quorum} {people}{of}")
@@ -83,7 +83,7 @@ pub(super) fn approvals_given(approval: &Approval) -> usize {
 }
 
 /// A length of time for people.
-pub(super) fn length(seconds: i64) -> String {
+pub(crate) fn length(seconds: i64) -> String {
     match seconds {
         hours if hours % 3_600 == 0 => format!("{} h", hours / 3_600),
         minutes if minutes % 60 == 0 => format!("{} min", minutes / 60),
@@ -111,9 +111,12 @@ fn facts(approval: &Approval, page: &mut Page) {
     page.line("opened", &seconds(approval.created_at).to_string());
     page.line("decide until", &seconds(approval.expires_at).to_string());
     page.line("usable", &format!("once, for {} after it is approved", length(approval.terms.valid_seconds)));
-    if let Some(escalation) = &approval.terms.escalation {
-        let after = length(escalation.after_seconds);
-        page.line("escalation", &format!("after {after} members of {} may decide too", escalation.groups.join(" or ")));
+    let shared = approval.terms.escalation.as_ref().map(|escalation| (escalation, String::new()));
+    let requirements = approval.terms.requirements.iter();
+    let own = requirements.filter_map(|one| Some((one.escalation.as_ref()?, format!(" for {}", demand(one)))));
+    for (escalation, what) in shared.into_iter().chain(own) {
+        let (after, groups) = (length(escalation.after_seconds), escalation.groups.join(" or "));
+        page.line("escalation", &format!("after {after} members of {groups} may decide too{what}"));
     }
     if let Some(eligible) = approval.eligible {
         page.line("may approve", &format!("{eligible} {} now", if eligible == 1 { "person" } else { "people" }));

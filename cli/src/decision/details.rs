@@ -32,7 +32,7 @@ pub(super) fn lines(details: &Map<String, Value>) -> Vec<String> {
         details
             .iter()
             .filter(|(name, _)| !KNOWN.contains(&name.as_str()))
-            .map(|(name, value)| format!("{}: {}", plain(name).replace('_', " "), shown(value))),
+            .map(|(name, value)| format!("{}: {}", label(name), shown(value))),
     );
     let mut lines = packed(parts);
     lines.extend(limited(needed));
@@ -68,6 +68,11 @@ fn edit(change: &Value) -> String {
         Some("add" | "replace") => format!("{path} = {text}"),
         Some(_) | None => clipped(&change.to_string()),
     }
+}
+
+/// A word of the product in plain letters. A member that a pack declares, such as `custom.order_id`, keeps its name.
+fn label(name: &str) -> String {
+    if name.contains('.') { plain(name) } else { plain(name).replace('_', " ") }
 }
 
 fn shown(value: &Value) -> String {
@@ -142,6 +147,7 @@ mod tests {
                 "another system must give context.ticket",
             ]
         );
+        assert_eq!(of(&json!({"limit_usd": 5, "custom.order_id": "a_b"})), ["limit usd: 5; custom.order_id: a_b"]);
         assert_eq!(
             of(&json!({"at": ["side_effects[0]"], "did_you_mean": ["deploy", "delete"]})),
             ["at side_effects[0]; did you mean: deploy, delete"]

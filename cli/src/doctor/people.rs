@@ -112,8 +112,7 @@ fn approvals(pending: &[Approval], members: Option<&[Member]>, now: Timestamp) -
 fn able(members: &[Member], requirement: &Requirement, approval: &Approval, now: Timestamp) -> usize {
     let escalated = approval
         .terms
-        .escalation
-        .as_ref()
+        .escalation_of(requirement)
         .filter(|escalation| now.duration_since(approval.created_at).as_secs() >= escalation.after_seconds);
     let is_asked = |group: &String| {
         requirement.groups.contains(group) || escalated.is_some_and(|escalation| escalation.groups.contains(group))
@@ -178,7 +177,7 @@ mod tests {
         members[2].groups = vec!["duty-managers".to_owned()];
         members[0].delegate =
             Some(Delegate { to: members[1].id.clone(), until: "2026-03-16T13:00:00Z".parse().unwrap() });
-        let one = |quorum| Requirement { groups: vec!["release-managers".to_owned()], quorum };
+        let one = |quorum| Requirement { groups: vec!["release-managers".to_owned()], quorum, escalation: None };
         let mut approval = pending().remove(0);
         assert_eq!(able(&members, &one(2), &approval, now()), 2, "mem_2 decides in the place of mem_1");
         let later = "2026-03-16T13:00:00Z".parse().unwrap();

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use stage0_policy::Pack;
 
+use super::markdown;
 use crate::out;
 
 const PREFACE: &str = "\
@@ -31,7 +32,7 @@ pub(super) fn vocabulary(dir: Option<&Path>, as_json: bool, as_markdown: bool) -
         return out::json(reference);
     }
     if as_markdown {
-        return Ok(out::write(markdown(&sections(reference)).as_bytes())?);
+        return Ok(out::write(document(&sections(reference)).as_bytes())?);
     }
     Ok(out::line(text(&sections(reference)))?)
 }
@@ -115,35 +116,10 @@ fn text(sections: &[Section]) -> String {
     text
 }
 
-fn markdown(sections: &[Section]) -> String {
+fn document(sections: &[Section]) -> String {
     let mut page = PREFACE.to_owned();
     for Section { heading, columns, rows } in sections {
-        let _ = write!(page, "\n## {heading}\n\n| {} |\n|{}\n", columns.join(" | "), " --- |".repeat(columns.len()));
-        for row in rows {
-            let cells = row.iter().enumerate().map(|(index, cell)| match index {
-                0 => format!("`{}`", cell.replace('|', "\\|")),
-                _ => prose(cell),
-            });
-            let _ = writeln!(page, "| {} |", cells.collect::<Vec<_>>().join(" | "));
-        }
+        let _ = write!(page, "\n## {heading}\n\n{}", markdown::table(columns, rows));
     }
     page
-}
-
-/// Escapes what means something in a Markdown table, except code spans.
-fn prose(text: &str) -> String {
-    let mut escaped = String::new();
-    for (index, part) in text.split('`').enumerate() {
-        if index > 0 {
-            escaped.push('`');
-        }
-        for letter in part.chars() {
-            let code = index % 2 == 1;
-            if letter == '|' || (!code && "\\*<".contains(letter)) {
-                escaped.push('\\');
-            }
-            escaped.push(letter);
-        }
-    }
-    escaped
 }
