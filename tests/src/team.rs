@@ -310,6 +310,18 @@ impl Packs {
         packs
     }
 
+    /// A pack that extends the baseline with these files.
+    pub fn extending_baseline(version: &str, files: &[(&str, &str)]) -> Self {
+        let packs = Self { directory: tempfile::tempdir().unwrap(), first: version.to_owned() };
+        let manifest = format!("name = \"team\"\nversion = \"{version}\"\nextends = \"baseline@2\"\n");
+        let folder = packs.folder(version);
+        std::fs::create_dir(&folder).unwrap();
+        for (file, text) in files.iter().copied().chain([("pack.toml", manifest.as_str())]) {
+            std::fs::write(folder.join(file), text).unwrap();
+        }
+        packs
+    }
+
     /// One more version beside those that there are.
     pub fn add(&self, version: &str, rules: &[(&str, &str)]) {
         self.write(version, |file, text| {
