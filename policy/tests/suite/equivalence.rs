@@ -28,6 +28,8 @@ use plain::{Plain, baseline, policy_folder};
 const BASELINE: u32 = 2_000;
 const EACH_TEMPLATE: u32 = 1_000;
 const EVERY_FACT: u32 = 2_000;
+/// Seeds that are tried until a difference is found that must be there.
+const MAX_SEEDS: u64 = 20;
 
 /// A check as an evaluator gets it.
 struct Asked {
@@ -281,7 +283,9 @@ fn a_trigger_that_hides_a_rule_from_requests_that_no_case_has_is_found() {
         "request": {"goal": "Read the report", "tools": ["hidden_tool"], "context": {"run_id": "r"}}}]);
     fs::write(folder.path().join("cases-hidden.json"), case.to_string()).unwrap();
     let pack = Pack::from_dir(folder.path()).unwrap_or_else(|error| panic!("{:#?}", error.faults));
-    let seed = seed();
-    let difference = Subject::new(pack, folder.path()).judge_all(EVERY_FACT, seed).expect_err("a difference");
+    let (seed, subject) = (seed(), Subject::new(pack, folder.path()));
+    // Some seeds propose this tool in runs only.
+    let found = (0..MAX_SEEDS).find_map(|more| subject.judge_all(EVERY_FACT, seed.wrapping_add(more)).err());
+    let difference = found.expect("a difference");
     assert!(difference.contains("own.hidden"), "STAGE0_SEED={seed}: {difference}");
 }
