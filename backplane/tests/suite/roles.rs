@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use stage0_backplane::clock::boottime;
 use stage0_backplane::nats::{Connection, Login, Logins, NatsConfig, NatsServerConf, StreamAdmin};
 use stage0_backplane::testing::{NatsServer, wait_for};
@@ -671,15 +672,19 @@ async fn three_hundred_queue_subscriptions_of_one_login_are_limited_and_requests
     };
     let served = served_by(Role::Evaluator).len() as u64;
     wait_for("the server has bounded it", PATIENT, async || held().await >= served).await;
-    let mut answered = 0;
-    for _ in 0..60 {
-        let deadline = Instant::now() + PATIENT / 60;
-        let answer = gateway.requests.request_bytes(EvaluateRequest::SUBJECT, "{}".into(), deadline).await;
-        answered += usize::from(answer.is_ok());
+    // The server hands each request to one subscription, by chance: one in some thirty is the evaluator's.
+    let mut is_answered = false;
+    for _ in 0..20 {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let ask = |_| gateway.requests.request_bytes(EvaluateRequest::SUBJECT, "{}".into(), deadline);
+        is_answered |= join_all((0..40).map(ask)).await.iter().any(Result::is_ok);
+        if is_answered {
+            break;
+        }
     }
     let most = held().await;
     assert!(most <= served + 9, "{most} subscriptions");
-    assert!(answered > 0, "no request was answered");
+    assert!(is_answered, "no request was answered");
     drop(swallowing);
 }
 
