@@ -8,7 +8,7 @@ mod terms;
 
 use stage0_contract::{ApprovalMode, ApprovalTerms, EvaluateRequest, Evaluation};
 
-pub(crate) use terms::{DAY, Terms, group, quorum, within_seconds};
+pub(crate) use terms::{DAY, Terms, group, joined, quorum, within_seconds};
 
 use crate::facts::RunFacts;
 

@@ -103,6 +103,7 @@ fn decision(
         guardrail_checks: guardrail_checks(outcome),
         cost_estimate: facts.estimated_cost.map(cost_estimate),
         policy_version: pack.version().clone(),
+        floor_version: None,
         environment: if facts.environment.is_empty() { String::new() } else { shown(&facts.environment) },
         decision_trace_summary: trace(outcome, &drafts, verdict),
         issues: drafts.into_iter().map(Draft::into_issue).collect(),
@@ -110,7 +111,8 @@ fn decision(
     }
 }
 
-fn rank(a: &Issue, b: &Issue) -> std::cmp::Ordering {
+/// The gravest first.
+pub(crate) fn rank(a: &Issue, b: &Issue) -> std::cmp::Ordering {
     b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)).then_with(|| a.rule.cmp(&b.rule))
 }
 

@@ -13,6 +13,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use stage0_contract::MAX_FILE_NAME_BYTES;
 
 pub(crate) use embedded::{BASELINE, EMBEDDED, Embedded};
 pub use fault::{Fault, PackError};
@@ -71,6 +72,16 @@ impl Files {
             }
         }
         if faults.is_empty() { Ok(Self(files)) } else { Err(PackError { faults }) }
+    }
+
+    /// Files that came in a message, under the same limits as those of a folder.
+    pub(crate) fn received(files: &BTreeMap<String, String>) -> Result<Self, PackError> {
+        if files.len() > MAX_FILES {
+            return Err(PackError::of(Fault::new(MANIFEST, format!("a pack has at most {MAX_FILES} files"))));
+        }
+        let faults: Vec<Fault> = files.iter().filter_map(|(name, text)| unfit(name, text)).collect();
+        let files = files.iter().map(|(name, text)| (name.clone(), text.clone().into()));
+        if faults.is_empty() { Ok(Self(files.collect())) } else { Err(PackError { faults }) }
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
@@ -142,10 +153,31 @@ fn within(root: &Path, entry: &Path) -> Result<PathBuf, String> {
     if target.starts_with(root) { Ok(target) } else { Err("is a link that leads out of the pack's folder".to_owned()) }
 }
 
+/// The most bytes of a file of this name.
+fn limit_of(name: &str) -> u64 {
+    let has_words = name == SCHEMA || name.ends_with(".toml");
+    if has_words { MAX_WORDS_BYTES } else { MAX_FILE_BYTES }
+}
+
+/// Why a received file cannot be one of a pack. A folder has only files with plain names.
+fn unfit(name: &str, text: &str) -> Option<Fault> {
+    let is_plain = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
+    if !(1..=MAX_FILE_NAME_BYTES).contains(&name.len()) || name.starts_with('.') || !name.chars().all(is_plain) {
+        let shown: String = name.chars().take(MAX_FILE_NAME_BYTES).collect();
+        let message = format!(
+            "the name of a file must be 1 to {MAX_FILE_NAME_BYTES} bytes long, without `/`, `\\`, `:` and control \
+             characters, and must not start with `.`"
+        );
+        return Some(Fault::new(&shown, message));
+    }
+    let limit = limit_of(name);
+    let is_larger = u64::try_from(text.len()).unwrap_or(u64::MAX) > limit;
+    is_larger.then(|| Fault::new(name, format!("is larger than {limit} bytes")))
+}
+
 /// Reads the file of this name, which may lie elsewhere.
 pub(crate) fn read_text(path: &Path, name: &str) -> Result<String, String> {
-    let has_words = name == SCHEMA || name.ends_with(".toml");
-    let limit = if has_words { MAX_WORDS_BYTES } else { MAX_FILE_BYTES };
+    let limit = limit_of(name);
     let unread = |error: std::io::Error| format!("cannot be read: {error}");
     // A pipe would block until something is written to it.
     if !fs::metadata(path).map_err(unread)?.is_file() {

@@ -17,6 +17,7 @@ mod engine;
 mod explain;
 mod facts;
 mod files;
+mod floor;
 mod format;
 mod lint;
 mod pack;
@@ -38,5 +39,5 @@ pub use facts::{
 pub use files::{Fault, PackError};
 pub use format::{Acceptance, FormattedFile, accept_case, format_pack};
 pub use lint::{Finding, Lint};
-pub use pack::{CaseOutcome, Expectation, Pack, PackSet, PackSetError, Reason, Weakened, demand};
+pub use pack::{BundleError, CaseOutcome, Expectation, Pack, PackSet, PackSetError, Reason, Weakened, demand};
 pub use time_limit::{OutOfTime, TimeLimit};

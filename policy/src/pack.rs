@@ -6,6 +6,7 @@
 //! published under the same version.
 
 mod approvals;
+mod bundle;
 mod case_run;
 mod cases;
 mod codes;
@@ -36,6 +37,7 @@ use crate::rule::Rule;
 use crate::secrets::{Detector, spec};
 use crate::vocabulary::{self, Edition, Vocabulary, Windows};
 
+pub use bundle::BundleError;
 pub use cases::Expectation;
 pub use proof::{CaseOutcome, Reason, demand};
 pub use set::{PackSet, PackSetError};

@@ -6,10 +6,12 @@ mod suite {
     mod approval_packs;
     mod approvals;
     mod baseline;
+    mod bundles;
     mod diff;
     mod equivalence;
     mod facts;
     mod facts_refused;
+    mod floors;
     mod grants;
     mod growth;
     mod hostile;

@@ -66,6 +66,21 @@ impl Terms {
     }
 }
 
+/// The terms of two packs together.
+pub(crate) fn joined(one: ApprovalTerms, other: ApprovalTerms) -> ApprovalTerms {
+    let mut joined = merged(with_own_escalations(one), with_own_escalations(other));
+    joined.requirements.sort_unstable_by(|a, b| a.groups.cmp(&b.groups));
+    with_shared_escalation(joined)
+}
+
+/// Moves an escalation that all requirements share to each of them.
+fn with_own_escalations(mut terms: ApprovalTerms) -> ApprovalTerms {
+    if let Some(shared) = terms.escalation.take() {
+        terms.requirements.iter_mut().for_each(|one| one.escalation = one.escalation.take().or(Some(shared.clone())));
+    }
+    terms
+}
+
 fn merged(mut all: ApprovalTerms, more: ApprovalTerms) -> ApprovalTerms {
     for one in more.requirements {
         // Of two requirements of the same groups the larger quorum includes the smaller one.
@@ -233,6 +248,20 @@ mod tests {
         for rules in [[&both[0], &both[1]], [&both[1], &both[0]]] {
             assert_eq!(Terms::together(rules.into_iter(), &Terms::default()).escalation, escalation(120, "duty"));
         }
+    }
+
+    #[test]
+    fn the_terms_of_two_packs_are_met_together() {
+        let ours = Terms { escalation: escalation(60, "my-team"), ..terms(&["ours"], 1) }.or(&Terms::default());
+        let theirs = Terms { within: Some(600), ..terms(&["payments"], 2) }.or(&Terms::default());
+        assert_eq!(ours.escalation, escalation(60, "my-team"), "shared by all requirements of its pack");
+        for (one, other) in [(&ours, &theirs), (&theirs, &ours)] {
+            let together = joined(one.clone(), other.clone());
+            let open = Requirement { escalation: escalation(60, "my-team"), ..requirement(&["ours"], 1) };
+            assert_eq!(together.requirements, [open, requirement(&["payments"], 2)]);
+            assert_eq!((together.within_seconds, together.escalation), (600, None));
+        }
+        assert_eq!(joined(ours.clone(), ours.clone()), ours);
     }
 
     #[test]

@@ -86,6 +86,17 @@ impl TargetHash {
 }
 
 impl RunNeeds {
+    /// What the rules of two packs ask together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            calls: self.calls || other.calls,
+            allowed: self.allowed || other.allowed,
+            verdicts: self.verdicts || other.verdicts,
+            targets: self.targets || other.targets,
+        }
+    }
+
     pub(crate) fn of(attributes: Attributes) -> Self {
         let reads = |name: &str| Attribute::parse(name).is_some_and(|attribute| attributes.contains(attribute));
         Self {

@@ -25,7 +25,7 @@ const MAX_SIBLINGS: usize = 1_000;
 /// Packs that a fault lists.
 const MAX_LISTED: usize = 20;
 
-type Loaded = Result<Arc<Pack>, PackError>;
+pub(super) type Loaded = Result<Arc<Pack>, PackError>;
 
 /// The value of `extends` and its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,55 @@ pub(super) struct Extends {
     name: String,
     major: u32,
     pub(super) line: usize,
+}
+
+impl Extends {
+    /// A fault at the line of `extends`.
+    pub(super) fn refused(&self, message: String) -> PackError {
+        PackError::of(Fault::new(MANIFEST, message).at(self.line))
+    }
+
+    fn too_long(&self) -> PackError {
+        self.refused(format!("more than {MAX_LEVELS} packs extend each other, this one included"))
+    }
+
+    /// Whether a pack of this name and number is named.
+    pub(super) fn is_label(&self, label: &str) -> bool {
+        let read = label.split_once('@').and_then(|(name, number)| Some((name, semver(number)?.0)));
+        read == Some((self.name.as_str(), self.major))
+    }
+
+    fn names(&self, files: &Files) -> bool {
+        let head = head(files.get(MANIFEST).unwrap_or_default());
+        head.is_some_and(|(name, version)| name == self.name && version.0 == self.major)
+    }
+
+    /// The name and the major version, as they are written.
+    pub(super) fn label(&self) -> String {
+        format!("{}@{}", self.name, self.major)
+    }
+
+    /// The pack that is extended, if it is valid and can be extended.
+    pub(super) fn checked(&self, parent: Loaded) -> Loaded {
+        let parent = parent.map_err(|error| {
+            let first = error.faults.first().map(Fault::to_string).unwrap_or_default();
+            self.refused(format!("`{}`, which it extends, is refused itself: {first}", self.label()))
+        })?;
+        if parent.vocabulary.second().is_none() {
+            return Err(
+                self.refused(format!("`{}` is a pack of `edition = 1`, which cannot be extended", parent.label()))
+            );
+        }
+        if parent.ancestors().count() >= MAX_LEVELS {
+            return Err(self.too_long());
+        }
+        Ok(parent)
+    }
+}
+
+/// Whether a pack that is compiled in has the name and the major version of these files.
+pub(super) fn is_reserved(extends: &Extends) -> bool {
+    EMBEDDED.iter().any(|pack| extends.names(&pack.files()))
 }
 
 /// What is read of a pack before it is loaded.
@@ -134,10 +183,9 @@ impl Library {
         trail: &mut Vec<String>,
     ) -> Result<Option<Arc<Pack>>, PackError> {
         let Some(extends) = wanted(files).map_err(PackError::of)? else { return Ok(None) };
-        let refuse = |message: String| PackError::of(Fault::new(MANIFEST, message).at(extends.line));
-        let too_long = || refuse(format!("more than {MAX_LEVELS} packs extend each other, this one included"));
+        let refuse = |message: String| extends.refused(message);
         if trail.len() >= MAX_LEVELS {
-            return Err(too_long());
+            return Err(extends.too_long());
         }
         let parent = match self.find(&extends, folder).map_err(&refuse)? {
             Place::Embedded(pack) if trail.iter().any(|name| name == pack.name) => Err(circle(trail, pack.name)),
@@ -145,17 +193,31 @@ impl Library {
             Place::Embedded(pack) => Ok(embedded(pack, trail)),
             Place::Folder(folder) => Ok(self.load_within(&folder, trail)),
         };
-        let parent = parent.map_err(&refuse)?.map_err(|error| {
-            let first = error.faults.first().map(Fault::to_string).unwrap_or_default();
-            refuse(format!("`{}@{}`, which it extends, is refused itself: {first}", extends.name, extends.major))
-        })?;
-        if parent.vocabulary.second().is_none() {
-            return Err(refuse(format!("`{}` is a pack of `edition = 1`, which cannot be extended", parent.label())));
+        extends.checked(parent.map_err(&refuse)?).map(Some)
+    }
+
+    /// The pack that these files extend, of those that are compiled in.
+    pub(super) fn embedded_parent(files: &Files) -> Result<Option<Arc<Pack>>, PackError> {
+        // No name of a pack, so that it closes no circle.
+        Self::default().parent(files, None, &mut vec!["the pack itself".to_owned()])
+    }
+
+    /// The files of a folder's pack and of each pack that it extends which is not compiled in, the pack itself last.
+    pub(super) fn chain(&self, folder: &Path) -> Result<Vec<Files>, PackError> {
+        let (mut chain, mut folder) = (vec![Files::read(folder)?], folder.to_owned());
+        while let Some(extends) = chain.last().map(wanted).transpose().map_err(PackError::of)?.flatten() {
+            match self.find(&extends, Some(&folder)).map_err(|message| extends.refused(message))? {
+                Place::Embedded(_) => break,
+                // A circle of packs is too long as well.
+                Place::Folder(_) if chain.len() >= MAX_LEVELS => return Err(extends.too_long()),
+                Place::Folder(next) => {
+                    chain.push(Files::read(&next)?);
+                    folder = next;
+                }
+            }
         }
-        if parent.ancestors().count() >= MAX_LEVELS {
-            return Err(too_long());
-        }
-        Ok(Some(parent))
+        chain.reverse();
+        Ok(chain)
     }
 
     /// The highest version among the packs of that name and major version.

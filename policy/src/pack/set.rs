@@ -115,9 +115,12 @@ impl PackSet {
             return Ok(&self.active);
         }
         let allowed = self.selectable.iter().find(|version| version.as_str() == wanted);
-        allowed.and_then(|version| self.loaded.get(version)).ok_or_else(|| {
-            FieldError::new("policy_pack_version", "is neither the active policy version nor one that may be selected")
-        })
+        allowed.and_then(|version| self.loaded.get(version)).ok_or_else(Self::not_selectable)
+    }
+
+    /// The fault of a request that asks for a version that may not decide it.
+    pub fn not_selectable() -> FieldError {
+        FieldError::new("policy_pack_version", "is neither the active policy version nor one that may be selected")
     }
 
     fn find(&self, wanted: &str) -> Result<Arc<Pack>, PackSetError> {
