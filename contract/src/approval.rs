@@ -17,8 +17,8 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::{
-    AccountId, ApprovalId, CheckRequest, GrantId, Holder, IssueCode, KeyId, LineType, MemberId, PolicyVersion,
-    RequestId, Scopes, Severity, Stop, StopId,
+    AccountId, ActivePolicies, ApprovalId, CheckRequest, GrantId, Holder, IssueCode, KeyId, LineType, MemberId,
+    PolicyVersion, RequestId, Scopes, Severity, Stop, StopId,
 };
 
 pub use digest::{ActionDigest, VOLATILE_CONTEXT_MEMBERS, VOLATILE_CONTEXT_PREFIXES};
@@ -64,7 +64,8 @@ impl ApprovalMode {
     }
 }
 
-/// What an account demands of its approvals, and what it has stopped: a part of every caller's identity.
+/// What an account demands of its approvals, what it has stopped, and which policies decide: a part of every caller's
+/// identity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountRules {
     #[serde(default, skip_serializing_if = "ApprovalMode::is_caller")]
@@ -75,11 +76,23 @@ pub struct AccountRules {
     /// The stops that hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stops: Vec<Stop>,
+    /// Which published policies decide: the account's, then the deployment's.
+    #[serde(default, skip_serializing_if = "ActivePolicies::is_empty")]
+    pub policy: ActivePolicies,
+    /// The operator's pack that is evaluated beside the one that decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<PolicyVersion>,
 }
 
 impl Default for AccountRules {
     fn default() -> Self {
-        Self { approvals: ApprovalMode::Caller, four_eyes: true, stops: Vec::new() }
+        Self {
+            approvals: ApprovalMode::Caller,
+            four_eyes: true,
+            stops: Vec::new(),
+            policy: ActivePolicies::default(),
+            floor: None,
+        }
     }
 }
 
@@ -582,7 +595,7 @@ pub struct ApprovalsChanged {
     pub ids: Vec<ApprovalId>,
 }
 
-/// What happened to an approval, a grant or a stop: a line of the decision log, and an event for webhooks.
+/// What happened to an approval, a grant, a stop or a policy: a line of the decision log, and an event for webhooks.
 /// INVARIANT: no text of an action, no name and no mail of a person is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ApprovalEvent {
@@ -593,7 +606,7 @@ pub struct ApprovalEvent {
     pub event_id: Uuid,
     /// When it happened.
     pub at: Timestamp,
-    /// The approval; absent for events of grants and stops.
+    /// The approval; absent for others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval_id: Option<ApprovalId>,
     /// The wider grant; absent for others.
@@ -605,10 +618,10 @@ pub struct ApprovalEvent {
     /// What exactly it is about: the digest that approvers are shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action_digest: Option<ActionDigest>,
-    /// The policy that deferred the action.
+    /// The policy that deferred the action; of an event of a policy, the version that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_version: Option<PolicyVersion>,
-    /// Where the action would run.
+    /// Where the action would run, or the policy decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
     /// The decision that opened, uses or used it.
@@ -624,6 +637,27 @@ pub struct ApprovalEvent {
     #[serde(default, skip_serializing_if = "Map::is_empty", deserialize_with = "crate::json::members")]
     #[schemars(with = "Option<BTreeMap<String, Value>>")]
     pub details: Map<String, Value>,
+}
+
+impl ApprovalEvent {
+    /// An event without further facts.
+    pub fn new(kind: LineType, event_id: Uuid, at: Timestamp) -> Self {
+        Self {
+            kind,
+            event_id,
+            at,
+            approval_id: None,
+            grant_id: None,
+            stop_id: None,
+            action_digest: None,
+            policy_version: None,
+            environment: None,
+            request_id: None,
+            actor: None,
+            reason: None,
+            details: Map::new(),
+        }
+    }
 }
 
 /// Who did something, and how that is known.

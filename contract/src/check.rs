@@ -190,6 +190,12 @@ impl CheckRequest {
         })
     }
 
+    /// The environment that the check names, at either place.
+    pub fn environment_name(&self) -> Option<&str> {
+        let inner = || self.context.as_ref()?.get("environment")?.as_str();
+        self.environment.as_deref().filter(|text| !is_blank(text)).or_else(inner).filter(|text| !is_blank(text))
+    }
+
     /// The top-level environment and the one in `context`, if both are given and differ as texts.
     pub fn two_environments(&self) -> Option<(&str, &str)> {
         let inner = self.context.as_ref().and_then(|context| context.get("environment")).and_then(Value::as_str);

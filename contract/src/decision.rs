@@ -110,6 +110,10 @@ pub struct Decision {
     /// `<pack>@<semver>+<digest>`: names the content that decided.
     #[schemars(extend("minLength" = 1, "maxLength" = 100))]
     pub policy_version: PolicyVersion,
+    /// The operator's pack that was evaluated beside it; absent: none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minLength" = 1, "maxLength" = 100))]
+    pub floor_version: Option<PolicyVersion>,
     /// Empty when unknown.
     pub environment: String,
     /// Rules evaluated, matched, deciding.

@@ -37,16 +37,28 @@ pub struct InstanceHeartbeat {
     /// unknown ones too.
     #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub log_edition: u32,
+    /// Of an evaluator: whether it decides by the policies that an account activates. 0, or absent: it does not.
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
+    pub policy_edition: u32,
+    /// Of an evaluator: published policies that it has loaded, at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = 64))]
+    pub policies: Vec<PolicyVersion>,
 }
 
 /// The longest name or version.
 const MAX_NAME_BYTES: usize = 128;
 const MAX_REMARKS: usize = 16;
 const MAX_REMARK_BYTES: usize = 512;
+/// The most policies that a heartbeat lists.
+pub const MAX_LISTED_POLICIES: usize = 64;
 
 impl InstanceHeartbeat {
     /// What this version announces as `log_edition`.
     pub const LOG_EDITION: u32 = 1;
+
+    /// What evaluators of this version announce as `policy_edition`.
+    pub const POLICY_EDITION: u32 = 1;
 
     /// The interval of heartbeats.
     pub const INTERVAL: Duration = Duration::from_secs(2);
@@ -65,6 +77,7 @@ impl InstanceHeartbeat {
     pub fn is_small(&self) -> bool {
         [&self.instance, &self.version].iter().all(|text| text.len() <= MAX_NAME_BYTES)
             && self.remarks.len() <= MAX_REMARKS
+            && self.policies.len() <= MAX_LISTED_POLICIES
             && self.remarks.iter().all(|remark| remark.len() <= MAX_REMARK_BYTES)
     }
 
@@ -152,6 +165,8 @@ mod tests {
             policy_version: None,
             delivery: None,
             log_edition: 0,
+            policy_edition: 0,
+            policies: Vec::new(),
         };
         assert_eq!((remarks.len(), remarks[0].len()), (MAX_REMARKS, MAX_REMARK_BYTES));
         assert!(seen(remarks).is_small());

@@ -35,7 +35,7 @@ pub enum Scope {
     /// Manage the account's keys.
     #[serde(rename = "keys:manage")]
     KeysManage,
-    /// Activate policies.
+    /// Publish and activate policies.
     #[serde(rename = "policies:manage")]
     PoliciesManage,
     /// Manage the account's members.

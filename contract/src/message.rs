@@ -174,6 +174,9 @@ pub struct ReviewReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VocabularyRequest {
     pub account: AccountId,
+    /// The published version that is active for the account; none: the evaluator's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyVersion>,
 }
 
 /// What callers may write so that the policy understands it.

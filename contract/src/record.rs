@@ -1,5 +1,5 @@
 //! What stands in the decision log: one JSON object a line, one line for each decision, for each event of an approval,
-//! a grant or a stop, and marks between them.
+//! a grant, a stop or a policy, and marks between them.
 //!
 //! A line's bytes are what is hashed, signed and kept: they are made once and never written again from a parsed form,
 //! so that no JSON library decides what was signed.
@@ -82,11 +82,20 @@ pub enum LineType {
     /// A stop was resumed.
     #[serde(rename = "stop.ended")]
     StopEnded,
+    /// A policy was published.
+    #[serde(rename = "policy.published")]
+    PolicyPublished,
+    /// A policy was activated.
+    #[serde(rename = "policy.activated")]
+    PolicyActivated,
+    /// The policy that was active before became active again.
+    #[serde(rename = "policy.rolled_back")]
+    PolicyRolledBack,
 }
 
 impl LineType {
     /// All kinds.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::Decision,
         Self::Checkpoint,
         Self::Deletion,
@@ -108,6 +117,9 @@ impl LineType {
         Self::GrantRevoked,
         Self::StopStarted,
         Self::StopEnded,
+        Self::PolicyPublished,
+        Self::PolicyActivated,
+        Self::PolicyRolledBack,
     ];
 
     /// As on the wire.
@@ -134,6 +146,9 @@ impl LineType {
             Self::GrantRevoked => "approval.revoked",
             Self::StopStarted => "stop.started",
             Self::StopEnded => "stop.ended",
+            Self::PolicyPublished => "policy.published",
+            Self::PolicyActivated => "policy.activated",
+            Self::PolicyRolledBack => "policy.rolled_back",
         }
     }
 
@@ -372,7 +387,7 @@ pub struct Mark {
     /// When the last decision was stored that the heads cover, in microseconds since the epoch; 0 where there was
     /// none. Below 10^14, in older marks, a place in the store's order.
     pub through: u64,
-    /// Lines since the mark before, of all writers: decisions, and events of approvals, grants and stops.
+    /// Lines since the mark before, of all writers: decisions, and events of approvals, grants, stops and policies.
     pub covered: u64,
     /// The last line of each writer, as long as it has not expired.
     pub heads: Vec<Head>,

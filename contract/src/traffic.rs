@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::Listed;
 use crate::{
-    AcceptInvitation, Approval, ApprovalChanged, ApprovalHistory, ApprovalsChanged, ChangeApproval, ChangeGrant,
-    CollectEvents, CollectedEvents, CoveredByStop, CoveredByStopReply, CreateGrant, CreateStop, DelegateMember,
-    EventsSettled, FetchAction, FetchedAction, GrantChanged, Grants, InvitationAccepted, InviteMember, ListApprovals,
-    ListGrants, ListMembers, ListStops, MaskText, MaskTextReply, Member, MemberInvited, MemberRemoved, People,
-    ReadApprovalHistory, ReadPeople, ReinviteMember, RemoveMember, ResumeStop, Resumed, SettleEvents, ShowApproval,
-    Stop, UpdateMember,
+    AcceptInvitation, ActivatePolicy, ActivationDone, Approval, ApprovalChanged, ApprovalHistory, ApprovalsChanged,
+    ChangeApproval, ChangeGrant, CollectEvents, CollectedEvents, CoveredByStop, CoveredByStopReply, CreateGrant,
+    CreateStop, DelegateMember, EventsSettled, FetchAction, FetchedAction, GrantChanged, Grants, InvitationAccepted,
+    InviteMember, ListApprovals, ListGrants, ListMembers, ListStops, MaskText, MaskTextReply, Member, MemberInvited,
+    MemberRemoved, People, ReadApprovalHistory, ReadPeople, ReinviteMember, RemoveMember, ResumeStop, Resumed,
+    SettleEvents, ShowApproval, Stop, UpdateMember,
 };
 use crate::{
     Account, AccountCreated, CreateAccount, CreateKey, CreateWebhook, DecisionsDeleted, DecisionsRecorded,
@@ -30,6 +30,11 @@ use crate::{
     SettleRun, ShowRun, SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, VerifyKeyReply,
     VocabularyReply, VocabularyRequest, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled,
     WebhookTested,
+};
+use crate::{
+    Activation, FetchPolicy, FetchedPolicy, ForgetPolicy, ListPolicies, PoliciesInForce, PolicyChanged,
+    PolicyForgotten, PolicyStored, PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, RollbackPolicy, ShowPolicy,
+    StorePolicy, ValidatePolicy, ValidatePolicyReply,
 };
 
 /// A part of the product that runs as a process of its own.
@@ -170,6 +175,7 @@ requests! {
     EndRun("runs.end") -> ManageReply<RunEnded>: [Gateway] => Evaluator, sealed Nothing;
     SettleRun("runs.settle") -> ManageReply<RunSettled>: [Gateway] => Evaluator, sealed Nothing;
     CoveredByStop("stops.covered") -> CoveredByStopReply: [Gateway] => Evaluator, sealed Nothing;
+    ValidatePolicy("policies.validate") -> ValidatePolicyReply: [Gateway] => Evaluator, sealed Nothing;
     MaskText("texts.mask") -> MaskTextReply: [Gateway] => Evaluator, sealed Answer;
     FetchAction("approvals.action") -> ManageReply<FetchedAction>: [Gateway] => Evaluator, sealed Answer;
     ListApprovals("approvals.list") -> ManageReply<Page<Approval>>: [Gateway] => Evaluator, sealed Nothing;
@@ -209,6 +215,15 @@ requests! {
     CreateStop("keys.stops.create") -> ManageReply<Stop>: [Gateway] => Keystore, sealed Both;
     ListStops("keys.stops.list") -> ManageReply<Page<Stop>>: [Gateway] => Keystore, sealed Both;
     ResumeStop("keys.stops.resume") -> ManageReply<Resumed>: [Gateway] => Keystore, sealed Both;
+    StorePolicy("keys.policies.store") -> ManageReply<PolicyStored>: [Gateway] => Keystore, sealed Both;
+    ListPolicies("keys.policies.list") -> ManageReply<Page<PublishedPolicy>>: [Gateway] => Keystore, sealed Both;
+    ShowPolicy("keys.policies.show") -> ManageReply<PublishedPolicy>: [Gateway] => Keystore, sealed Both;
+    ForgetPolicy("keys.policies.forget") -> ManageReply<PolicyForgotten>: [Gateway] => Keystore, sealed Both;
+    ReadActivePolicies("keys.policies.active") -> ManageReply<PoliciesInForce>: [Gateway] => Keystore, sealed Both;
+    ActivatePolicy("keys.policies.activate") -> ManageReply<ActivationDone>: [Gateway] => Keystore, sealed Both;
+    RollbackPolicy("keys.policies.rollback") -> ManageReply<ActivationDone>: [Gateway] => Keystore, sealed Both;
+    ReadPolicyHistory("keys.policies.history") -> ManageReply<Page<Activation>>: [Gateway] => Keystore, sealed Both;
+    FetchPolicy("keys.policies.fetch") -> ManageReply<FetchedPolicy>: [Evaluator] => Keystore, sealed Nothing;
     // The reply holds the key that seals the texts of actions.
     ReadPeople("keys.people") -> ManageReply<People>: [Evaluator] => Keystore, sealed Answer;
     PermitDeletion("keys.deletions.permit") -> ManageReply<DeletionPermit>: [Gateway] => Keystore, sealed Both;
@@ -229,6 +244,7 @@ notices! {
     KeyChanged("notice.key.changed"): [Keystore] => [Gateway, AuditExport];
     WebhookChanged("notice.webhook.changed"): [Keystore] => [Gateway, AuditExport];
     DecisionsRecorded("notice.decisions.recorded"): [Gateway] => [Gateway, AuditExport];
+    PolicyChanged("notice.policy.changed"): [Keystore] => [Evaluator];
     ApprovalsChanged("notice.approvals.changed"): [Evaluator] => [Gateway];
 }
 

@@ -80,7 +80,7 @@ pub struct WebhookFilters {
     #[schemars(extend("minItems" = 1, "maxItems" = 100))]
     pub environments: Option<Vec<String>>,
     /// Only events of these types: `decision.recorded`, `approval.requested`, …, or all of a kind: `approval.*`,
-    /// `stop.*`. Null means decisions and signed marks, and nothing of approvals and stops.
+    /// `stop.*`, `policy.*`. Null means decisions and signed marks, and nothing of approvals, stops and policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("minItems" = 1, "maxItems" = 100))]
     pub events: Option<Vec<String>>,

@@ -57,7 +57,7 @@ pub fn openapi(server: &str) -> Value {
     value
 }
 
-const TAGS: [(&str, &str); 12] = [
+const TAGS: [(&str, &str); 13] = [
     ("check", "Decisions"),
     ("runs", "What the server has counted of an agent's runs"),
     ("usage", "What an account has used"),
@@ -67,6 +67,7 @@ const TAGS: [(&str, &str); 12] = [
     ("members", "The people of an account, and who stands in for whom"),
     ("approvals", "Deferred actions that people decide about, and wider grants"),
     ("stops", "What denies every check in its scope until a person resumes it"),
+    ("policies", "Policies that an organisation publishes and activates"),
     ("webhooks", "Endpoints that get every recorded decision, signed"),
     ("service", "The service itself"),
     ("events", "What webhook endpoints get"),
@@ -121,6 +122,7 @@ impl Document {
         if row.name == "Check" {
             parameters.push(json!({"$ref": "#/components/parameters/ClientRequestId"}));
             parameters.push(json!({"$ref": "#/components/parameters/CheckKey"}));
+            parameters.push(json!({"$ref": "#/components/parameters/MinPolicy"}));
         }
         if row.is_idempotent {
             parameters.push(json!({"$ref": "#/components/parameters/CreationKey"}));
@@ -425,6 +427,13 @@ fn parameters() -> Value {
                 `request_id`), counted only in the minute's rate limit; the order of members does not matter. Another \
                 body: 422. Void once another policy version decides, and with the API key. A second request waits for \
                 the first. A retry after a 503 counts in its run no second time.",
+        },
+        "MinPolicy": {
+            "name": "X-Stage0-Min-Policy",
+            "in": "header",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 100},
+            "description": "`<pack>@<semver>+<digest>`: the check is answered only if this version decides it; a 503 \
+                that names both if another one is active.",
         },
         "CreationKey": {
             "name": "Idempotency-Key",

@@ -59,7 +59,7 @@ pub(super) struct Event {
     data: fn(&mut SchemaGenerator) -> Value,
 }
 
-pub(super) const EVENTS: [Event; 7] = [
+pub(super) const EVENTS: [Event; 8] = [
     Event {
         kind: LineType::Decision.as_str(),
         operation_id: "decisionRecorded",
@@ -115,6 +115,17 @@ pub(super) const EVENTS: [Event; 7] = [
         about: "Goes only to endpoints whose `events` names its type or `approval.*`. Not every type has every member. \
             An event that was recorded twice has the same `webhook-id` and another `sequence`.",
         data: |generator| approval(generator, &["stop_id"]),
+    },
+    Event {
+        kind: "policy",
+        operation_id: "policyChanged",
+        component: "PolicyChangedEvent",
+        summary: "A policy was published, activated or rolled back.",
+        about: "Goes only to endpoints whose `events` names its type or `policy.*`.",
+        data: |generator| {
+            let others = ["approval_id", "grant_id", "stop_id", "action_digest", "request_id"];
+            approval(generator, &others)
+        },
     },
     Event {
         kind: "stop",
@@ -183,7 +194,7 @@ fn decision(generator: &mut SchemaGenerator) -> Value {
     joined(record, own)
 }
 
-/// A line about an approval, a grant or a stop, without the members that such an event never has.
+/// A line about an approval, a grant, a stop or a policy, without the members that such an event never has.
 fn approval(generator: &mut SchemaGenerator, others: &[&str]) -> Value {
     let record = reduced(object::<ApprovalRecord>(generator), |name| name != "type" && !others.contains(&name));
     let own = json!({

@@ -15,11 +15,12 @@ use crate::{
     RegisterExternal, ReinviteMember, RemoveMember, ReportOutcome, ResumeStop, ShowApproval, UpdateMember,
 };
 use crate::{
-    CheckRequest, CheckResponse, CreateAccount, CreateKey, CreateWebhook, DecisionPath, DecisionQuery, DecisionRecord,
-    DeleteDecisions, DeleteWebhook, EnableWebhook, EndRun, ExportQuery, GetWebhook, ListAccounts, ListDeliveries,
-    ListKeys, ListRuns, ListWebhooks, Liveness, Page, PublicKeys, ReadinessReport, ReplayWebhook, Report, RevokeKey,
-    RotateKey, RotateWebhookSecret, Scope, SettleRun, ShowRun, Status, TestWebhook, UpdateAccount, UpdateWebhook,
-    Usage, VerifyQuery,
+    ActivatePolicy, Activation, CheckRequest, CheckResponse, CreateAccount, CreateKey, CreateWebhook, DecisionPath,
+    DecisionQuery, DecisionRecord, DeleteDecisions, DeleteWebhook, EnableWebhook, EndRun, ExportQuery, ForgetPolicy,
+    GetWebhook, ListAccounts, ListDeliveries, ListKeys, ListPolicies, ListRuns, ListWebhooks, Liveness, Page,
+    PublicKeys, PublishPolicy, PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, ReadinessReport, ReplayWebhook,
+    Report, RevokeKey, RollbackPolicy, RotateKey, RotateWebhookSecret, Scope, SettleRun, ShowPolicy, ShowRun,
+    ShownPolicy, Status, TestWebhook, UpdateAccount, UpdateWebhook, Usage, VerifyQuery,
 };
 
 const OPEN: Access = Access::Open;
@@ -36,6 +37,7 @@ const APPROVALS: Access = Access::Scopes(&[Scope::Check, Scope::ApprovalsDecide,
 const DECIDE: Access = Access::Scopes(&[Scope::ApprovalsDecide]);
 const REGISTER: Access = Access::Scopes(&[Scope::ApprovalsGrant]);
 const STOPS: Access = Access::Scopes(&[Scope::StopsManage, Scope::Operator]);
+const POLICIES: Access = Access::Scopes(&[Scope::PoliciesManage, Scope::Operator]);
 const OPERATOR: Access = Access::Scopes(&[Scope::Operator]);
 
 macro_rules! fixture {
@@ -608,6 +610,84 @@ operations! {
         .request::<ResumeStop>(200, "The stop as it was.")
         .or(&[NotFound, Conflict])
         .example(fixture!("stop_reply_done"));
+
+    /// Publish a policy
+    ///
+    /// Needs `policies:manage`, or `operator`, whose packs are for every account. The pack is loaded and its cases are
+    /// run; each fault is an entry of `errors` with file, line and rule (422). What is published never changes: the
+    /// same version with the same content is no change, the same name and number with other content is a 409.
+    /// At most 768 KiB and 500 files; 100 versions and 16 MiB an account (409).
+    PublishPolicy = Row::post("/v1/policies", "policies", POLICIES)
+        .parameters::<PublishPolicy>()
+        .replies::<PublishedPolicy>("It is published.")
+        .status(201)
+        .or(&[NotFound, Conflict])
+        .body_example(
+            r#"{"packs": [{"files": {"pack.toml": "name = \"acme\"\nversion = \"1.0.0\"\n"}}]}"#,
+        )
+        .example(fixture!("published_policy"));
+
+    /// List published policies
+    ///
+    /// Needs `policies:manage`, or `operator`. The account's own and the operator's, by version.
+    ListPolicies = Row::get("/v1/policies", "policies", POLICIES)
+        .request::<ListPolicies>(200, "One page.")
+        .or(&[NotFound])
+        .example(fixture!("policy_page"));
+
+    /// Read what is active
+    ///
+    /// Needs `policies:manage`, or `operator`.
+    ReadActivePolicies = Row::get("/v1/policies/active", "policies", POLICIES)
+        .request::<ReadActivePolicies>(200, "What decides for the account.")
+        .or(&[NotFound])
+        .example(fixture!("policies_in_force"));
+
+    /// Read what was active when
+    ///
+    /// Needs `policies:manage`, or `operator`. The newest 1,000 changes of the account.
+    ReadPolicyHistory = Row::get("/v1/policies/history", "policies", POLICIES)
+        .request::<ReadPolicyHistory>(200, "The newest change first.")
+        .or(&[NotFound])
+        .example(fixture!("policy_history"));
+
+    /// Roll a policy back
+    ///
+    /// Needs `policies:manage`, or `operator`. Makes active what was active before the last activation; ten of them can
+    /// be rolled back, one after the other (409). Send `expected`, so that a repeated call does not go back twice.
+    RollbackPolicy = Row::post("/v1/policies/rollback", "policies", POLICIES)
+        .parameters::<RollbackPolicy>()
+        .replies::<Activation>("What is active now.")
+        .or(&[NotFound, Conflict])
+        .body_example(r#"{"reason": "refunds of partners were denied"}"#)
+        .example(fixture!("activation_rolled_back"));
+
+    /// Show a published policy
+    ///
+    /// Needs `policies:manage`, or `operator`.
+    ShowPolicy = Row::get("/v1/policies/{version}", "policies", POLICIES)
+        .parameters::<ShowPolicy>()
+        .replies::<ShownPolicy>("The version, and which evaluators have it.")
+        .or(&[NotFound])
+        .example(fixture!("shown_policy"));
+
+    /// Forget a published policy
+    ///
+    /// Needs `policies:manage`, or `operator`. One that is active, or to which a rollback leads, is a 409.
+    ForgetPolicy = Row::delete("/v1/policies/{version}", "policies", POLICIES)
+        .request_without_content::<ForgetPolicy>("It is kept no longer.")
+        .or(&[NotFound, Conflict]);
+
+    /// Activate a policy
+    ///
+    /// Needs `policies:manage`, or `operator`, who alone activates for every account and sets the floor. It decides
+    /// every check of the account at every gateway within a second. What is active already is no change.
+    ActivatePolicy = Row::post("/v1/policies/{version}/activate", "policies", POLICIES)
+        .parameters::<ActivatePolicy>()
+        .replies::<Activation>("It is active.")
+        .or(&[NotFound, Conflict])
+        .body_example(r#"{"environment": "staging", "reason": "try the limit of refunds"}"#)
+        .example(fixture!("activation"));
 
     /// Does this process run?
     Alive = Row::get("/healthz", "service", OPEN).replies::<Liveness>("It does.").probe(None);

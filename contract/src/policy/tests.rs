@@ -1,0 +1,74 @@
+//! Which version decides where, and what a bundle may be.
+
+use super::*;
+
+fn version(text: &str) -> PolicyVersion {
+    PolicyVersion::parse(&format!("{text}@1.0.0+0123456789ab")).unwrap()
+}
+
+fn active(default: Option<&str>, environments: &[(&str, &str)]) -> ActivePolicies {
+    let environments = environments.iter().map(|(at, of)| ((*at).to_owned(), version(of))).collect();
+    ActivePolicies { default: default.map(version), environments }
+}
+
+#[test]
+fn an_environment_goes_before_the_default_by_any_of_its_names() {
+    let policies = active(Some("d"), &[("production", "p")]);
+    for name in ["production", "prod", " PROD "] {
+        assert_eq!(policies.of(Some(name)), Some(&version("p")), "{name}");
+    }
+    for other in [None, Some(""), Some("staging"), Some("preprod")] {
+        assert_eq!(policies.of(other), Some(&version("d")), "{other:?}");
+    }
+    assert_eq!(active(None, &[("production", "p")]).of(Some("staging")), None);
+}
+
+#[test]
+fn what_an_account_activates_stands_over_what_the_deployment_has() {
+    let deployment = active(Some("d"), &[("prod", "dp"), ("staging", "ds")]);
+    assert_eq!(active(None, &[]).or(&deployment), deployment);
+    let own_default = active(Some("a"), &[]).or(&deployment);
+    assert_eq!(own_default.of(Some("prod")), Some(&version("a")), "the account's default is its own everywhere");
+    let own_environment = active(None, &[("production", "ap")]).or(&deployment);
+    assert_eq!(own_environment.of(Some("prd")), Some(&version("ap")), "by another name");
+    assert_eq!(own_environment.of(Some("staging")), Some(&version("ds")));
+    assert_eq!(own_environment.of(None), Some(&version("d")));
+    assert_eq!(own_environment.versions(), [version("ap"), version("d"), version("ds")]);
+}
+
+#[test]
+fn rules_without_a_policy_are_written_as_before_there_were_any() {
+    let text = serde_json::to_string(&AccountRules::default()).unwrap();
+    assert_eq!(text, "{}");
+    let rules: AccountRules = serde_json::from_str(&text).unwrap();
+    assert!(!rules.needs_published());
+    assert!(AccountRules { floor: Some(version("f")), ..rules.clone() }.needs_published());
+    assert!(AccountRules { policy: active(Some("a"), &[]), ..rules }.needs_published());
+}
+
+#[test]
+fn a_bundle_counts_names_and_texts_of_all_its_packs() {
+    let pack = |text: &str| PolicyFiles { files: [("a.toml".to_owned(), text.to_owned())].into() };
+    let bundle = PolicyBundle { packs: vec![pack("ä"), pack("xyz")] };
+    assert_eq!((bundle.bytes(), bundle.files()), (6 + 2 + 6 + 3, 2));
+}
+
+#[test]
+fn a_bundle_is_text_within_its_limits_in_files_below_its_folder() {
+    let of = |name: &str, text: &str| PolicyFiles { files: [(name.to_owned(), text.to_owned())].into() };
+    let paths = |packs: Vec<PolicyFiles>| -> Vec<String> {
+        PolicyBundle { packs }.errors().into_iter().map(|error| error.path).collect()
+    };
+    let good = of("cases/refunds.json", "a\tb\r\nc\n");
+    assert!(paths(vec![good.clone(); MAX_BUNDLE_PACKS]).is_empty());
+    assert_eq!(paths(vec![good; MAX_BUNDLE_PACKS + 1]), ["packs"]);
+    assert_eq!(paths(Vec::new()), ["packs"]);
+    for bad in ["", "/a", "a/", "../a", "a/../b", "./a", "a\\b", "a\nb", &"x".repeat(MAX_FILE_NAME_BYTES + 1)] {
+        assert_eq!(paths(vec![of(bad, "")]), ["packs[0].files"], "{bad:?}");
+    }
+    assert_eq!(paths(vec![of("a", "x\ny\u{1b}")]), ["packs[0].files[\"a\"]"]);
+    assert!(paths(vec![of("a", &"x".repeat(MAX_BUNDLE_BYTES - 1))]).is_empty());
+    assert_eq!(paths(vec![of("a", &"x".repeat(MAX_BUNDLE_BYTES))]), ["packs"]);
+    let many = (0..=MAX_BUNDLE_FILES).map(|number| (number.to_string(), String::new())).collect();
+    assert_eq!(paths(vec![PolicyFiles { files: many }]), ["packs"]);
+}
