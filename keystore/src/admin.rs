@@ -39,6 +39,7 @@ pub(crate) mod marks;
 pub(crate) mod members;
 pub(crate) mod new_key;
 mod pages;
+pub(crate) mod policies;
 pub(crate) mod population;
 pub(crate) mod rules;
 pub(crate) mod stops;

@@ -79,7 +79,10 @@ pub(crate) fn restored(
             | Record::Mark(_)
             | Record::Forgotten(_)
             | Record::Member(_)
-            | Record::Stop(_) => {}
+            | Record::Stop(_)
+            | Record::Policy(_)
+            | Record::ActivePolicies(_)
+            | Record::Activation(_) => {}
         }
     }
     let listed = lists.values().flat_map(|list| list.keys.keys());
@@ -125,7 +128,8 @@ impl fmt::Display for Restored {
         writeln!(f, "  {} invitations of members have ended", self.invitations)?;
         writeln!(
             f,
-            "  stops, members and settings of accounts are the backup's: the log has later stops (`stop.started`)"
+            "  stops, members, policies and settings of accounts are the backup's: the log has later ones \
+             (`stop.started`, `policy.activated`)"
         )?;
         let operator = if self.new_operator_key { "a new one is in `operator.key`" } else { "the old one lives" };
         write!(f, "  the operator's key: {operator}\nstart without --accept-restore from now on")

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use stage0_backplane::{Backplane, BoxFuture, IncomingRequest, ServeError};
 use stage0_contract::{
-    AcceptInvitation, CreateKey, DelegateMember, DisableWebhook, EnableWebhook, KeystoreStatus, ListEndpoints,
-    ListKeys, ListRetentions, ManageReply, NoteKeyUses, PermitDeletion, ReadPeople, RefreshKey, ReinviteMember,
-    Request, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, VerifyKey,
+    AcceptInvitation, CreateKey, DelegateMember, DisableWebhook, EnableWebhook, FetchPolicy, KeystoreStatus,
+    ListEndpoints, ListKeys, ListRetentions, ManageReply, NoteKeyUses, PermitDeletion, ReadPeople, RefreshKey,
+    ReinviteMember, Request, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, VerifyKey,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, AdminService, ChangeResult, ManageError, members, stops, webhooks};
+use crate::admin::{self, AdminService, ChangeResult, ManageError, members, policies, stops, webhooks};
 use crate::store::record_store::RecordStore;
 
 pub(crate) mod admission;
@@ -45,6 +45,7 @@ pub(crate) async fn serve_all(
     server.serve_accounts().await?;
     server.serve_webhooks().await?;
     server.serve_people().await?;
+    server.serve_policies().await?;
     server.serve_exporter().await?;
     for serve_loop in server.loops {
         tasks.spawn(serve_loop);
@@ -107,6 +108,21 @@ impl Server<'_> {
         self.change(AdminService::create_stop).await?;
         self.read(stops::list_stops).await?;
         self.change(AdminService::resume_stop).await
+    }
+
+    async fn serve_policies(&mut self) -> Result<(), ServeError> {
+        self.add(AdminService::store_policy).await?;
+        self.read(policies::list_policies).await?;
+        self.read(policies::show_policy).await?;
+        self.read(policies::read_active_policies).await?;
+        self.read(policies::read_policy_history).await?;
+        self.change(AdminService::activate_policy).await?;
+        self.change(AdminService::roll_back_policy).await?;
+        self.change(AdminService::forget_policy).await?;
+        self.serve_result(|at, call: FetchPolicy, _| async move {
+            at.read(move |store, _| policies::fetch_policy(store, &call)).await
+        })
+        .await
     }
 
     /// Requests of exporters carry no caller: the backplane's credentials decide who may send them.

@@ -10,8 +10,9 @@
 //!
 //! - `journal`: a frame with a snapshot of all records, then one frame for each change since ([`journal::frame`] has
 //!   the bytes). Appended to and fsynced. Replaced as a whole (`journal.new`, fsync, rename, fsync of the directory).
-//! - `store/`: sled's files. One entry for each record, entries that list an account's keys, endpoints, members and
-//!   stops, and the position: which directory this is, the number of changes, and a digest of all entries ([`record`]).
+//! - `store/`: sled's files. One entry for each record and one for a policy's files, entries that list an account's
+//!   keys, endpoints, members and stops, and the position: which directory this is, the number of changes, and a digest
+//!   of all entries ([`record`]).
 //! - `reserve`: disk space that is freed for revocations when the disk is full ([`reserve`]).
 //! - `lock`: locked for as long as a keystore has the directory; so is `journal` ([`lock`]).
 //! - `state-store.json`: notes that the state store has a head for this directory ([`crate::head`]).
@@ -237,7 +238,10 @@ fn account_to_list(record: &Record) -> Option<&AccountId> {
         | Record::Mark(_)
         | Record::Forgotten(_)
         | Record::Member(_)
-        | Record::Stop(_) => None,
+        | Record::Stop(_)
+        | Record::Policy(_)
+        | Record::ActivePolicies(_)
+        | Record::Activation(_) => None,
     }
 }
 

@@ -22,6 +22,8 @@ mod identities;
 mod members;
 #[path = "suite/older.rs"]
 mod older;
+#[path = "suite/policies.rs"]
+mod policies;
 #[path = "suite/power_cut.rs"]
 mod power_cut;
 #[path = "suite/restore.rs"]

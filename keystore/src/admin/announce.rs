@@ -1,4 +1,4 @@
-//! Notices to every process that a key or an endpoint changed.
+//! Notices to every process that a key, an endpoint or what decides changed.
 //!
 //! A notice is published after the change is durable and before its reply is sent. One that fails is retried in the
 //! background; what exceeds the bounded queue is logged and left to the caches' expiry. A keystore that begins to serve
@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use stage0_backplane::Backplane;
-use stage0_contract::{KeyChanged, WebhookChanged};
+use stage0_contract::{AccountId, KeyChanged, PolicyChanged, WebhookChanged};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,10 @@ const MAX_UNSENT: usize = 4_096;
 pub(crate) enum Changed {
     Key(KeyChanged),
     Webhook(WebhookChanged),
+    /// A hint to evaluators.
+    Policy(PolicyChanged),
+    /// What is active changed: first the hint, then what gateways rely on.
+    Activation(KeyChanged, PolicyChanged),
 }
 
 #[derive(Clone)]
@@ -42,8 +46,12 @@ pub(crate) fn announcer(backplane: Backplane) -> (Announcer, Retry) {
 impl Changed {
     fn log_fields(&self) -> (Option<&str>, Option<&str>, Option<&str>) {
         match self {
-            Self::Key(KeyChanged::Any {}) => (None, None, None),
-            Self::Key(KeyChanged::One { account, key_id }) => (Some(account.as_str()), Some(key_id.as_str()), None),
+            Self::Key(KeyChanged::Any {}) | Self::Activation(KeyChanged::Any {}, _) => (None, None, None),
+            Self::Key(KeyChanged::One { account, key_id })
+            | Self::Activation(KeyChanged::One { account, key_id }, _) => {
+                (Some(account.as_str()), Some(key_id.as_str()), None)
+            }
+            Self::Policy(changed) => (changed.account.as_ref().map(AccountId::as_str), None, None),
             Self::Webhook(changed) => (Some(changed.account.as_str()), None, Some(changed.id.as_str())),
         }
     }
@@ -93,6 +101,11 @@ async fn publish(backplane: &Backplane, changed: &Changed) -> bool {
         match changed {
             Changed::Key(changed) => backplane.notices.publish(changed).await,
             Changed::Webhook(changed) => backplane.notices.publish(changed).await,
+            Changed::Policy(changed) => backplane.notices.publish(changed).await,
+            Changed::Activation(keys, policies) => {
+                backplane.notices.publish(policies).await?;
+                backplane.notices.publish(keys).await
+            }
         }?;
         // Flushed, because the reply may leave by another connection than the one that the notice was lost with.
         backplane.notices.flush().await

@@ -80,7 +80,14 @@ impl Population {
             Record::Forgotten(Forgotten::Stop { id, account }) => {
                 self.stops.get_mut(account).into_iter().for_each(|lifetimes| lifetimes.remove(id));
             }
-            Record::Account(_) | Record::SigningKey(_) | Record::Mark(_) => {}
+            // Policies are counted in the store, where they are published.
+            Record::Account(_)
+            | Record::SigningKey(_)
+            | Record::Mark(_)
+            | Record::Policy(_)
+            | Record::ActivePolicies(_)
+            | Record::Activation(_)
+            | Record::Forgotten(Forgotten::Policy(_) | Forgotten::Activation { .. }) => {}
         }
     }
 

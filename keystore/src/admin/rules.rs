@@ -16,6 +16,7 @@ use crate::store::record::{KeyRecord, MemberRecord};
 
 pub(crate) mod marks;
 pub(crate) mod members;
+pub(crate) mod policies;
 pub(crate) mod stops;
 pub(crate) mod webhooks;
 

@@ -20,8 +20,8 @@ type Call = Box<dyn FnOnce(&mut AdminService) + Send>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// Revocations, deletions, removals, stops and account updates: served first, and they wait while their queue is
-    /// full.
+    /// Revocations, deletions, removals, stops, activations and account updates: served first, and they wait while
+    /// their queue is full.
     Urgent,
     /// Everything else: refused at once while the queue is full.
     Ordinary,

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use stage0_contract::{
-    ApiKey, Caller, CreateAccount, CreateKey, CreateStop, CreateWebhook, DelegateMember, DeleteWebhook, EnableWebhook,
-    GetWebhook, InviteMember, KeyId, ListAccounts, ListKeys, ListMembers, ListStops, ListWebhooks, PermitDeletion,
-    ReinviteMember, RemoveMember, ResumeStop, RevokeKey, RotateKey, RotateWebhookSecret, Scopes, UpdateAccount,
-    UpdateMember, UpdateWebhook, VerifyKey, VerifyKeyReply,
+    ActivatePolicy, ApiKey, Caller, CreateAccount, CreateKey, CreateStop, CreateWebhook, DelegateMember, DeleteWebhook,
+    EnableWebhook, ForgetPolicy, GetWebhook, InviteMember, KeyId, ListAccounts, ListKeys, ListMembers, ListPolicies,
+    ListStops, ListWebhooks, PermitDeletion, ReadActivePolicies, ReadPolicyHistory, ReinviteMember, RemoveMember,
+    ResumeStop, RevokeKey, RollbackPolicy, RotateKey, RotateWebhookSecret, Scopes, ShowPolicy, StorePolicy,
+    UpdateAccount, UpdateMember, UpdateWebhook, VerifyKey, VerifyKeyReply,
 };
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -50,7 +51,18 @@ macro_rules! has_caller {
     };
 }
 
-has_caller!(Lane::Urgent; UpdateAccount, RevokeKey, DeleteWebhook, RemoveMember, CreateStop, ResumeStop);
+has_caller!(
+    Lane::Urgent;
+    UpdateAccount,
+    RevokeKey,
+    DeleteWebhook,
+    RemoveMember,
+    CreateStop,
+    ResumeStop,
+    ActivatePolicy,
+    RollbackPolicy,
+    ForgetPolicy,
+);
 has_caller!(
     Lane::Ordinary;
     CreateAccount,
@@ -71,6 +83,11 @@ has_caller!(
     UpdateMember,
     DelegateMember,
     ListStops,
+    StorePolicy,
+    ListPolicies,
+    ShowPolicy,
+    ReadActivePolicies,
+    ReadPolicyHistory,
 );
 
 pub(crate) struct Callers {

@@ -184,11 +184,11 @@ impl Verifier {
             let Some(key) = this.store.key(&key_id)? else { return Ok(None) };
             let account = this.store.account(&key.account)?.ok_or(StoreError::Inconsistent)?;
             let now = (this.clock)();
-            let stops = this.store.stops_for(&account.id, now)?;
+            let rules = this.store.rules_of(&account, now)?;
             let member = key.member_behind().map(|id| this.store.member(&id)).transpose()?.flatten();
             // A removed member has no groups.
             let groups = member.map(|record| record.member.groups).unwrap_or_default();
-            Ok(key.is_active_at(now).then(|| key.identity(&account, &this.plans, stops, groups)))
+            Ok(key.is_active_at(now).then(|| key.identity(&account, &this.plans, rules, groups)))
         })
         .await?
     }

@@ -1,5 +1,5 @@
-//! The records: accounts, keys, webhook endpoints, public signing keys, last marks, members and stops, and how a change
-//! writes them.
+//! The records: accounts, keys, webhook endpoints, public signing keys, last marks, members, stops and policies, and
+//! how a change writes them.
 //!
 //! A change puts records and forgets those that ended long ago, so applying it twice gives the same state. A deleted
 //! endpoint and a removed member leave a small record until it is forgotten. No record has a key's text or a secret in
@@ -10,15 +10,17 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stage0_contract::{
-    Account, AccountId, AccountRules, ApiKey, Holder, KeyId, KeyIdentity, KeySummary, MemberId, PublicKey, Scopes,
-    Stop, StopId, Webhook, WebhookFilters, WebhookId,
+    Account, AccountId, AccountRules, Activation, ApiKey, Holder, KeyId, KeyIdentity, KeySummary, MemberId, PublicKey,
+    Scopes, StopId, Webhook, WebhookFilters, WebhookId,
 };
 
 use crate::plans::Plans;
 
 mod people;
+pub(crate) mod policies;
 
 pub(crate) use people::{CodeHash, Invitation, MemberRecord, StopRecord};
+pub(crate) use policies::{ActiveRecord, ForgottenPolicy, Owner, PolicyRecord, Slot};
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -63,12 +65,12 @@ impl KeyRecord {
         member.or(owner)
     }
 
-    /// `stops` are those that hold for the account, `groups` those of the member behind the key.
+    /// `rules` are those of the account, `groups` those of the member behind the key.
     pub(crate) fn identity(
         &self,
         account: &Account,
         plans: &Plans,
-        stops: Vec<Stop>,
+        rules: AccountRules,
         groups: Vec<String>,
     ) -> KeyIdentity {
         KeyIdentity {
@@ -84,7 +86,7 @@ impl KeyRecord {
             holder: Some(self.holder()),
             key_name: Some(self.name.clone()),
             groups: Some(groups),
-            rules: AccountRules { approvals: account.approvals, four_eyes: account.four_eyes, stops },
+            rules,
         }
     }
 
@@ -173,6 +175,8 @@ pub(crate) enum Forgotten {
     Webhook { id: WebhookId, account: AccountId },
     Member { id: MemberId, account: AccountId },
     Stop { id: StopId, account: AccountId },
+    Policy(ForgottenPolicy),
+    Activation { account: Option<AccountId>, sequence: u64 },
 }
 
 /// The last mark that was signed for an account: no number is signed twice.
@@ -194,6 +198,9 @@ pub(crate) enum Record {
     Forgotten(Forgotten),
     Member(MemberRecord),
     Stop(StopRecord),
+    Policy(PolicyRecord),
+    ActivePolicies(ActiveRecord),
+    Activation(Activation),
 }
 
 /// A key of the store with its value, `None` to remove it.
@@ -208,6 +215,9 @@ pub(crate) enum RecordKind {
     Mark,
     Member,
     Stop,
+    Policy,
+    ActivePolicies,
+    Activation,
 }
 
 impl Record {
@@ -219,7 +229,12 @@ impl Record {
             Self::Member(record) => !record.exists(),
             Self::Stop(record) => record.takes_away(),
             Self::Forgotten(_) => true,
-            Self::Account(_) | Self::SigningKey(_) | Self::Mark(_) => false,
+            Self::Account(_)
+            | Self::SigningKey(_)
+            | Self::Mark(_)
+            | Self::Policy(_)
+            | Self::ActivePolicies(_)
+            | Self::Activation(_) => false,
         }
     }
 
@@ -238,12 +253,21 @@ impl Record {
             Self::Forgotten(Forgotten::Member { id, .. }) => (RecordKind::Member, id.as_str()),
             Self::Stop(record) => (RecordKind::Stop, record.stop.id.as_str()),
             Self::Forgotten(Forgotten::Stop { id, .. }) => (RecordKind::Stop, id.as_str()),
+            Self::Policy(record) => return (RecordKind::Policy, record.slot()),
+            Self::Forgotten(Forgotten::Policy(forgotten)) => return (RecordKind::Policy, forgotten.slot()),
+            Self::ActivePolicies(record) => {
+                return (RecordKind::ActivePolicies, policies::owner_word(record.account.as_ref()).to_owned());
+            }
+            Self::Activation(Activation { account, sequence, .. })
+            | Self::Forgotten(Forgotten::Activation { account, sequence }) => {
+                return (RecordKind::Activation, policies::activation_slot(account.as_ref(), *sequence));
+            }
         };
         (kind, id.to_owned())
     }
 
-    /// All but accounts, signing keys and marks have two entries: the record, and one in their account's list. A stop
-    /// of all accounts stands in a list of its own too.
+    /// Keys, endpoints, members and stops have two entries: the record, and one in their account's list. A stop of all
+    /// accounts stands in a list of its own too. A policy has one entry for what is listed and one for its files.
     pub(crate) fn entries(&self) -> Result<Vec<TreeEntry>, serde_json::Error> {
         Ok(match self {
             Self::Account(account) => vec![(entry(ACCOUNTS, account.id.as_str()), Some(serde_json::to_vec(account)?))],
@@ -290,6 +314,19 @@ impl Record {
                 (entry(&listed_stops(account), id.as_str()), None),
                 (entry(STOPS_OF_ALL, id.as_str()), None),
             ],
+            Self::Policy(record) => record.entries()?,
+            Self::Forgotten(Forgotten::Policy(forgotten)) => forgotten.entries(),
+            Self::ActivePolicies(record) => {
+                let owner = policies::owner_word(record.account.as_ref());
+                vec![(entry(ACTIVE_POLICIES, owner), Some(serde_json::to_vec(record)?))]
+            }
+            Self::Activation(activation) => {
+                let slot = policies::activation_slot(activation.account.as_ref(), activation.sequence);
+                vec![(entry(ACTIVATIONS, &slot), Some(serde_json::to_vec(activation)?))]
+            }
+            Self::Forgotten(Forgotten::Activation { account, sequence }) => {
+                vec![(entry(ACTIVATIONS, &policies::activation_slot(account.as_ref(), *sequence)), None)]
+            }
         })
     }
 }
@@ -303,6 +340,10 @@ pub(crate) const MEMBERS: &[u8] = b"member/";
 pub(crate) const STOPS: &[u8] = b"stop/";
 /// The list of the stops that cover every account. `*` is no account's id.
 pub(crate) const STOPS_OF_ALL: &[u8] = b"stops-of/*/";
+pub(crate) const POLICIES: &[u8] = b"policy/";
+pub(crate) const POLICY_FILES: &[u8] = b"policy-files/";
+pub(crate) const ACTIVE_POLICIES: &[u8] = b"active-policies/";
+pub(crate) const ACTIVATIONS: &[u8] = b"activation/";
 
 pub(crate) const DELETED: &[u8] = b"deleted";
 
@@ -333,222 +374,4 @@ fn list_state(exists: bool) -> Vec<u8> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use stage0_contract::{ApprovalMode, Member, MemberStatus, Person, StopScope};
-
-    pub(crate) fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    pub(crate) fn account(id: &str) -> Account {
-        Account {
-            id: AccountId::parse(id).unwrap(),
-            name: id.to_owned(),
-            plan: stage0_contract::Plan::Free,
-            created_at: at(1),
-            retention_days: None,
-            limits: stage0_contract::Limits::NONE,
-            require_run_id: false,
-            caps: stage0_contract::Caps::NONE,
-            approvals: ApprovalMode::Caller,
-            four_eyes: true,
-        }
-    }
-
-    pub(crate) fn webhook(id: &str, account: &str) -> WebhookRecord {
-        let webhook = Webhook {
-            id: WebhookId::parse(id).unwrap(),
-            account: AccountId::parse(account).unwrap(),
-            url: "https://hooks.example/in".to_owned(),
-            filters: WebhookFilters { events: None, verdicts: None, environments: Some(vec!["prod".to_owned()]) },
-            description: "d".to_owned(),
-            rate_limit: Some(5),
-            enabled: true,
-            disabled_reason: None,
-            created_at: at(1),
-        };
-        WebhookRecord { webhook, secrets: vec![secret("sealed", None)], deleted_at: None }
-    }
-
-    pub(crate) fn secret(sealed: &str, ends_at: Option<i64>) -> SealedSecret {
-        SealedSecret { sealed: Sealed(sealed.to_owned()), created_at: at(1), ends_at: ends_at.map(at) }
-    }
-
-    pub(crate) fn key(id: &str, account: &str, scopes: &[stage0_contract::Scope]) -> KeyRecord {
-        KeyRecord {
-            id: KeyId::parse(id).unwrap(),
-            account: AccountId::parse(account).unwrap(),
-            name: "n".to_owned(),
-            scopes: scopes.iter().copied().collect(),
-            hash: KeyHash("$argon2id$secret".to_owned()),
-            created_at: at(1),
-            expires_at: None,
-            revoked_at: None,
-            holder: None,
-        }
-    }
-
-    pub(crate) fn member(id: &str, account: &str) -> MemberRecord {
-        let member = Member {
-            id: MemberId::parse(id).unwrap(),
-            account: AccountId::parse(account).unwrap(),
-            name: "Ada".to_owned(),
-            mail: Some("ada@example.org".to_owned()),
-            groups: vec!["release-managers".to_owned()],
-            status: MemberStatus::Active,
-            scopes: [stage0_contract::Scope::ApprovalsDecide].into(),
-            created_at: at(1),
-            delegate: None,
-        };
-        MemberRecord { member, made_by: Vec::new(), invitation: None, removed_at: None }
-    }
-
-    pub(crate) fn stop(id: &str, account: &str) -> StopRecord {
-        let stop = Stop {
-            id: StopId::parse(id).unwrap(),
-            account: Some(AccountId::parse(account).unwrap()),
-            scope: StopScope::Account,
-            value: None,
-            reason: "incident".to_owned(),
-            created_at: at(1),
-            until: None,
-            key_id: KeyId::parse("k").unwrap(),
-            member_id: None,
-        };
-        StopRecord { stop, account: AccountId::parse(account).unwrap(), ended_at: None }
-    }
-
-    /// A stop of every account, kept under the operator's.
-    pub(crate) fn stop_of_all(id: &str, operator: &str) -> StopRecord {
-        let mut record = stop(id, operator);
-        (record.stop.account, record.stop.scope) = (None, StopScope::All);
-        record
-    }
-
-    #[test]
-    fn a_key_expires_at_the_beginning_of_its_last_second() {
-        let mut key = key("k", "a", &[]);
-        key.expires_at = Some(at(10));
-        assert!(key.is_active_at(at(9)));
-        assert!(!key.is_active_at(at(10)));
-        assert!(!key.is_active_at(at(11)));
-    }
-
-    #[test]
-    fn a_revoked_key_is_not_active_whatever_its_expiry() {
-        let mut key = key("k", "a", &[]);
-        key.revoked_at = Some(at(5));
-        key.expires_at = Some(at(100));
-        assert!(!key.is_active_at(at(6)));
-    }
-
-    #[test]
-    fn a_secret_ends_at_the_beginning_of_its_last_second() {
-        assert!(secret("s", None).signs_at(at(10)));
-        assert!(secret("s", Some(11)).signs_at(at(10)));
-        assert!(!secret("s", Some(10)).signs_at(at(10)));
-        assert!(!secret("s", Some(9)).signs_at(at(10)));
-    }
-
-    #[test]
-    fn a_deleted_endpoint_keeps_nothing_that_its_owner_entered() {
-        let gone = webhook("we_1", "a").tombstone(at(9));
-        assert!(!gone.exists());
-        let text = serde_json::to_string(&gone).unwrap();
-        assert!(["hooks.example", "prod", "sealed", "\"d\""].iter().all(|given| !text.contains(given)), "{text}");
-        assert_eq!((gone.webhook.id.as_str(), gone.webhook.account.as_str()), ("we_1", "a"));
-    }
-
-    #[test]
-    fn debug_shows_no_hash_and_no_sealed_secret() {
-        assert!(!format!("{:?}", key("k", "a", &[])).contains("secret"));
-        assert!(!format!("{:?}", webhook("we_1", "a").secrets).contains("\"sealed\""));
-    }
-
-    #[test]
-    fn a_keys_identity_has_the_retention_limits_and_caps_of_its_account() {
-        let (mut of, plans) = (account("a"), Plans::built_in().unwrap());
-        let identity = |of: &Account| key("k", "a", &[]).identity(of, &plans, Vec::new(), Vec::new());
-        assert_eq!((identity(&of).retention_days, identity(&of).limits.daily), (of.plan.retention_days(), Some(1_000)));
-        of.retention_days = Some(7);
-        of.limits.daily = Some(5);
-        of.limits.monthly = Some(stage0_contract::UNLIMITED);
-        let limits = identity(&of).limits;
-        assert_eq!((limits.per_minute, limits.daily, limits.monthly), (Some(60), Some(5), None));
-        assert_eq!(identity(&of).retention_days, 7);
-        assert_eq!(identity(&of).caps, plans.caps(&of));
-        of.plan = stage0_contract::Plan::Unlimited;
-        of.limits = stage0_contract::Limits::NONE;
-        assert!(identity(&of).limits.is_none());
-    }
-
-    #[test]
-    fn a_summary_holds_nothing_of_the_hash() {
-        let text = serde_json::to_string(&key("k", "a", &[]).summary()).unwrap();
-        assert!(!text.contains("argon2") && !text.contains("hash"), "{text}");
-    }
-
-    #[test]
-    fn an_identity_has_the_holder_and_the_rules_of_its_account() {
-        let (mut of, plans) = (account("a"), Plans::built_in().unwrap());
-        (of.approvals, of.four_eyes) = (ApprovalMode::Verified, false);
-        let mut record = key("k2", "a", &[]);
-        let stops = vec![stop("stop_1", "a").stop];
-        let identity = record.identity(&of, &plans, stops.clone(), Vec::new());
-        assert_eq!(identity.rules, AccountRules { approvals: ApprovalMode::Verified, four_eyes: false, stops });
-        assert_eq!(identity.holder, Some(Holder::of_workload(record.id.clone())), "of an older version");
-        let holder = Holder { owner: Some(member("m", "a").member.id), ..Holder::of_workload(key("k1", "a", &[]).id) };
-        record.holder = Some(holder.clone());
-        let identity = record.identity(&of, &plans, Vec::new(), vec!["finance".to_owned()]);
-        assert_eq!(identity.holder, Some(holder.clone()));
-        assert_eq!((identity.key_name.as_deref(), identity.groups), (Some("n"), Some(vec!["finance".to_owned()])));
-        assert_eq!((record.summary().owner, holder.member), (holder.owner, None));
-    }
-
-    #[test]
-    fn a_record_from_before_members_is_read_and_written_as_it_was() {
-        let text = concat!(
-            r#"{"key":{"id":"k","account":"a","name":"n","scopes":["check"],"hash":"h","#,
-            r#""created_at":"1970-01-01T00:00:01Z"}}"#
-        );
-        let record: Record = serde_json::from_str(text).unwrap();
-        assert!(matches!(&record, Record::Key(key) if key.holder() == Holder::of_workload(key.id.clone())));
-        assert_eq!(serde_json::to_string(&record).unwrap(), text, "or journal and store would disagree");
-        let text = serde_json::to_string(&Record::Account(account("a"))).unwrap();
-        assert!(!text.contains("approvals") && !text.contains("four_eyes"), "{text}");
-    }
-
-    #[test]
-    fn a_removed_member_keeps_its_id_and_its_makers_alone() {
-        let mut record = member("mem_1", "a");
-        record.made_by = vec![Person::Member(member("mem_2", "a").member.id)];
-        record.invitation = Some(Invitation { hash: CodeHash("hash".to_owned()), expires_at: at(9) });
-        let gone = record.clone().tombstone(at(5));
-        assert!(record.exists() && !gone.exists() && gone.made_by == record.made_by);
-        let text = serde_json::to_string(&gone).unwrap();
-        assert!(["Ada", "example.org", "release", "decide", "\"hash\""].iter().all(|of| !text.contains(of)), "{text}");
-    }
-
-    #[test]
-    fn only_what_takes_rights_away_is_stored_on_a_full_disk() {
-        let mut ended = stop("stop_1", "a");
-        assert!(Record::Stop(ended.clone()).takes_away());
-        ended.ended_at = Some(at(5));
-        assert!(!Record::Stop(ended.clone()).takes_away(), "checks are allowed again");
-        ended.stop.until = Some(at(5));
-        assert!(Record::Stop(ended).takes_away(), "it had ended by itself");
-        assert!(!Record::Member(member("m", "a")).takes_away());
-        assert!(Record::Member(member("m", "a").tombstone(at(5))).takes_away());
-    }
-
-    #[test]
-    fn a_stop_holds_until_the_beginning_of_its_last_second_or_until_it_is_resumed() {
-        let mut record = stop("stop_1", "a");
-        assert!(record.holds_at(at(100)));
-        record.stop.until = Some(at(10));
-        assert!(record.holds_at(at(9)) && !record.holds_at(at(10)));
-        record.ended_at = Some(at(5));
-        assert!(!record.holds_at(at(9)) && record.ends() == Some(at(5)));
-    }
-}
+pub(crate) mod tests;

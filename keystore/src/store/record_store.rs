@@ -19,6 +19,8 @@ use crate::store::record::{self, KeyRecord, MemberRecord, Record, SignedMark, St
 use crate::store::snapshot::{Digest, Position, Snapshot};
 use crate::store::trail::Trail;
 
+mod policies;
+
 pub(crate) const DIR: &str = "store";
 
 const POSITION: &[u8] = b"position";
@@ -95,6 +97,12 @@ impl RecordStore {
                 records.push(Record::Member(serde_json::from_slice(&value)?));
             } else if key.starts_with(record::STOPS) {
                 records.push(Record::Stop(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::POLICIES) {
+                records.push(Record::Policy(self.policy_record(&key, &value)?));
+            } else if key.starts_with(record::ACTIVE_POLICIES) {
+                records.push(Record::ActivePolicies(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::ACTIVATIONS) {
+                records.push(Record::Activation(serde_json::from_slice(&value)?));
             }
         }
         let StoredPosition { position, trail } = self.read(POSITION)?.ok_or(StoreError::Inconsistent)?;

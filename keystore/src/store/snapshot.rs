@@ -135,8 +135,9 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::record::policies::tests::{activation, owner, policy, version};
     use crate::store::record::tests::{account, at, key, member, stop, stop_of_all, webhook};
-    use crate::store::record::{Forgotten, SignedMark};
+    use crate::store::record::{ActiveRecord, Forgotten, ForgottenPolicy, SignedMark};
     use stage0_contract::PublicKey;
 
     #[test]
@@ -151,6 +152,12 @@ mod tests {
             Record::Member(member("mem_1", "a")),
             Record::Stop(stop("stop_1", "a")),
             Record::Stop(stop_of_all("stop_2", "a")),
+            // In the order of their keys: the deployment's stand before those of accounts.
+            Record::Policy(policy("p", None)),
+            Record::Policy(policy("p", Some("a"))),
+            Record::ActivePolicies(ActiveRecord { account: owner(Some("a")), ..ActiveRecord::default() }),
+            Record::Activation(activation(None, 1)),
+            Record::Activation(activation(Some("a"), 1)),
         ];
         for left_out in 0..records.len() {
             let mut some = records.clone();
@@ -174,9 +181,13 @@ mod tests {
             Record::Forgotten(Forgotten::Webhook { id: hook.webhook.id.clone(), account: key.account.clone() }),
             Record::Forgotten(Forgotten::Member { id: gone.member.id.clone(), account: key.account.clone() }),
             Record::Forgotten(Forgotten::Stop { id: stop.stop.id.clone(), account: key.account.clone() }),
+            Record::Forgotten(Forgotten::Policy(ForgottenPolicy { account: owner(Some("a")), version: version("p") })),
+            Record::Forgotten(Forgotten::Activation { account: None, sequence: 1 }),
         ];
         let mut snapshot = before.clone();
-        let records = vec![Record::Key(key), Record::Webhook(hook), Record::Member(gone), Record::Stop(stop)];
+        let mut records = vec![Record::Key(key), Record::Webhook(hook), Record::Member(gone), Record::Stop(stop)];
+        records.push(Record::Policy(policy("p", Some("a"))));
+        records.push(Record::Activation(activation(None, 1)));
         snapshot.apply(records).unwrap();
         assert_ne!(snapshot.position.digest, before.position.digest);
         for _ in 0..2 {

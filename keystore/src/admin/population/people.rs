@@ -40,7 +40,15 @@ impl People {
             | Record::SigningKey(_)
             | Record::Mark(_)
             | Record::Stop(_)
-            | Record::Forgotten(Forgotten::Webhook { .. } | Forgotten::Stop { .. }) => {}
+            | Record::Policy(_)
+            | Record::ActivePolicies(_)
+            | Record::Activation(_)
+            | Record::Forgotten(
+                Forgotten::Webhook { .. }
+                | Forgotten::Stop { .. }
+                | Forgotten::Policy(_)
+                | Forgotten::Activation { .. },
+            ) => {}
         }
     }
 

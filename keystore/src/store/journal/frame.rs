@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"S0KJ";
 const HEADER: usize = 24;
-/// Of a torn append without its header. No change of a key, an account or an endpoint is larger.
+/// Of a torn append without its header. No change but a published policy is larger; where the end of one is missing,
+/// the journal is written again from the store.
 const MAX_UNWRITTEN_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

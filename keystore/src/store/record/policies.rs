@@ -1,0 +1,240 @@
+//! The records of published policies, of what is active, and of each change of that.
+//!
+//! What is listed of a policy and its files are two entries, so that a list reads no files. A policy, and what is
+//! active, are an account's or the deployment's: `*`, which is no account's id, stands for the deployment.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use stage0_contract::{
+    AccountId, ActivePolicies, MAX_ROLLBACKS, PolicyBundle, PolicyVersion, PublishedPolicy, is_same_environment,
+};
+
+use super::{POLICIES, POLICY_FILES, TreeEntry, entry};
+
+/// An account, or none for the deployment.
+pub(crate) type Owner = Option<AccountId>;
+
+const DEPLOYMENT: &str = "*";
+/// More than the largest number of a change, so that newer changes have smaller keys and are read first.
+const LAST_SEQUENCE: u64 = 999_999_999_999;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PolicyRecord {
+    /// Without its files.
+    pub(crate) policy: PublishedPolicy,
+    pub(crate) bundle: PolicyBundle,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ForgottenPolicy {
+    pub(crate) account: Owner,
+    pub(crate) version: PolicyVersion,
+}
+
+/// What an account, or the deployment, has active.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct ActiveRecord {
+    pub(crate) account: Owner,
+    /// The number of its last change.
+    pub(crate) sequence: u64,
+    #[serde(default, skip_serializing_if = "Slot::is_empty")]
+    pub(crate) default: Slot,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) environments: BTreeMap<String, Slot>,
+    /// Of the deployment alone.
+    #[serde(default, skip_serializing_if = "Slot::is_empty")]
+    pub(crate) floor: Slot,
+}
+
+/// One place at which a version can be active.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Slot {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) active: Option<PolicyVersion>,
+    /// What rollbacks lead to, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) before: Vec<Option<PolicyVersion>>,
+}
+
+impl PolicyRecord {
+    pub(super) fn slot(&self) -> String {
+        policy_slot(self.policy.account.as_ref(), &self.policy.summary.version)
+    }
+
+    pub(super) fn entries(&self) -> Result<Vec<TreeEntry>, serde_json::Error> {
+        let slot = self.slot();
+        Ok(vec![
+            (entry(POLICIES, &slot), Some(serde_json::to_vec(&self.policy)?)),
+            (entry(POLICY_FILES, &slot), Some(serde_json::to_vec(&self.bundle)?)),
+        ])
+    }
+}
+
+impl ForgottenPolicy {
+    pub(super) fn slot(&self) -> String {
+        policy_slot(self.account.as_ref(), &self.version)
+    }
+
+    pub(super) fn entries(&self) -> Vec<TreeEntry> {
+        let slot = self.slot();
+        vec![(entry(POLICIES, &slot), None), (entry(POLICY_FILES, &slot), None)]
+    }
+}
+
+impl ActiveRecord {
+    pub(crate) fn policies(&self) -> ActivePolicies {
+        let environments = self.environments.iter();
+        let environments = environments.filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
+        ActivePolicies { default: self.default.active.clone(), environments: environments.collect() }
+    }
+
+    /// The name under which an environment is kept, by any of its names.
+    pub(crate) fn environment(&self, wanted: &str) -> Option<&str> {
+        self.environments.keys().map(String::as_str).find(|name| is_same_environment(name, wanted))
+    }
+
+    /// Whether a version is active, or a rollback leads to it.
+    pub(crate) fn needs(&self, version: &PolicyVersion) -> bool {
+        let slots = [&self.default, &self.floor].into_iter().chain(self.environments.values());
+        slots.flat_map(|slot| slot.before.iter().chain([&slot.active])).any(|held| held.as_ref() == Some(version))
+    }
+}
+
+impl Slot {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn activate(&mut self, version: PolicyVersion) {
+        self.before.push(self.active.replace(version));
+        let surplus = self.before.len().saturating_sub(MAX_ROLLBACKS);
+        self.before.drain(..surplus);
+    }
+
+    /// Whether there was something to go back to.
+    pub(crate) fn roll_back(&mut self) -> bool {
+        let Some(before) = self.before.pop() else { return false };
+        self.active = before;
+        true
+    }
+}
+
+/// The owner in the key of an entry.
+pub(crate) fn owner_word(owner: Option<&AccountId>) -> &str {
+    owner.map_or(DEPLOYMENT, AccountId::as_str)
+}
+
+/// A version may contain a `/`; it stands last, so that no two policies share a key.
+pub(crate) fn policy_slot(owner: Option<&AccountId>, version: &PolicyVersion) -> String {
+    format!("{}/{version}", owner_word(owner))
+}
+
+pub(crate) fn activation_slot(owner: Option<&AccountId>, sequence: u64) -> String {
+    format!("{}/{}", owner_word(owner), activation_word(sequence))
+}
+
+/// The last part of an activation's key.
+pub(crate) fn activation_word(sequence: u64) -> String {
+    format!("{:012}", LAST_SEQUENCE.saturating_sub(sequence))
+}
+
+/// The common prefix of the entries of one owner.
+pub(crate) fn of_owner(prefix: &[u8], owner: Option<&AccountId>) -> Vec<u8> {
+    [prefix, owner_word(owner).as_bytes(), b"/"].concat()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::store::record::tests::at;
+    use stage0_contract::{Activation, ActivationKind, KeyId, PolicyFiles, PolicySummary};
+
+    pub(crate) fn version(pack: &str) -> PolicyVersion {
+        PolicyVersion::parse(&format!("{pack}@1.0.0+0123456789ab")).unwrap()
+    }
+
+    pub(crate) fn owner(id: Option<&str>) -> Owner {
+        id.map(|id| AccountId::parse(id).unwrap())
+    }
+
+    pub(crate) fn policy(pack: &str, of: Option<&str>) -> PolicyRecord {
+        let summary =
+            PolicySummary { version: version(pack), rules: 3, cases: 4, weakens: Vec::new(), parents: Vec::new() };
+        let files = [("pack.toml".to_owned(), format!("name = \"{pack}\"\n"))].into();
+        let bundle = PolicyBundle { packs: vec![PolicyFiles { files }] };
+        let policy = PublishedPolicy {
+            summary,
+            account: owner(of),
+            published_at: at(1),
+            key_id: KeyId::parse("k").unwrap(),
+            member_id: None,
+            bytes: bundle.bytes(),
+            packs: None,
+        };
+        PolicyRecord { policy, bundle }
+    }
+
+    pub(crate) fn activation(of: Option<&str>, sequence: u64) -> Activation {
+        Activation {
+            sequence,
+            at: at(1),
+            kind: ActivationKind::Activated,
+            account: owner(of),
+            environment: None,
+            floor: false,
+            version: Some(version("a")),
+            from: None,
+            reason: None,
+            diff_digest: None,
+            key_id: KeyId::parse("k").unwrap(),
+            member_id: None,
+        }
+    }
+
+    #[test]
+    fn rollbacks_lead_back_one_activation_each_and_ten_at_most() {
+        let mut slot = Slot::default();
+        assert!(!slot.roll_back());
+        slot.activate(version("v0"));
+        slot.activate(version("v1"));
+        assert!(slot.roll_back());
+        assert_eq!(slot.active, Some(version("v0")));
+        assert!(slot.roll_back() && slot.active.is_none(), "nothing of its own was active before");
+        assert!(!slot.roll_back());
+        for number in 0..20 {
+            slot.activate(version(&format!("v{number}")));
+        }
+        for number in (9..19).rev() {
+            assert!(slot.roll_back());
+            assert_eq!(slot.active, Some(version(&format!("v{number}"))));
+        }
+        assert!(!slot.roll_back());
+        assert_eq!(slot.active, Some(version("v9")), "it stays");
+    }
+
+    #[test]
+    fn a_version_is_needed_while_it_is_active_anywhere_or_a_rollback_leads_to_it() {
+        let mut record = ActiveRecord::default();
+        record.default.activate(version("a"));
+        record.environments.entry("production".to_owned()).or_default().activate(version("b"));
+        record.floor.activate(version("c"));
+        record.default.activate(version("d"));
+        for needed in ["a", "b", "c", "d"] {
+            assert!(record.needs(&version(needed)), "{needed}");
+        }
+        assert!(!record.needs(&version("e")));
+        assert_eq!(record.environment("prod"), Some("production"));
+        let policies = record.policies();
+        assert_eq!((policies.of(Some("prd")), policies.of(None)), (Some(&version("b")), Some(&version("d"))));
+        record.default.roll_back();
+        assert!(!record.needs(&version("d")));
+    }
+
+    #[test]
+    fn newer_changes_are_read_first() {
+        assert!(activation_slot(None, 10) < activation_slot(None, 9));
+        assert!(activation_slot(None, 1_000_000) < activation_slot(None, 999_999));
+        assert_eq!(activation_slot(owner(Some("a")).as_ref(), 1), "a/999999999998");
+    }
+}
