@@ -124,10 +124,22 @@ async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, dec
     };
     // A malformed check was logged by the parser; the gateway times out and fails closed.
     let Some(request) = read else { return };
-    let check = InFlightCheck::new(request, arrived, slot);
+    let mut check = InFlightCheck::new(request, arrived, slot);
     if let Some(reason) = runs.clock_fault(check.request()) {
         check.decided(&EvaluateReply::Unable(reason)).await;
         return;
+    }
+    let message = Arc::clone(check.request());
+    if let Some(asker) = message.asker.as_ref().filter(|asker| asker.rules.needs_published()) {
+        // Boxed, so that a check of the process's own policy does not carry the room for it.
+        match Box::pin(engines.choose(&message.account, &asker.rules, &message.request, check.deadline())).await {
+            Ok(chosen) => check.chosen = chosen,
+            // INVARIANT: no other policy decides instead.
+            Err(error) => {
+                check.decided(&EvaluateReply::Unable(error.to_string())).await;
+                return;
+            }
+        }
     }
     if is_stopped(engines, &check).await {
         Box::pin(refuse_stopped(check, deciders)).await;
@@ -161,10 +173,10 @@ async fn is_stopped(engines: &Engines, check: &InFlightCheck) -> bool {
     if message.asker.as_ref().is_none_or(|asker| asker.rules.stops.is_empty()) {
         return false;
     }
-    let message = Arc::clone(message);
+    let (message, chosen) = (Arc::clone(message), check.chosen.clone());
     let covered = move |handler: &Handler| {
         let EvaluateRequest { asker, request, evaluated_at, .. } = &*message;
-        asker.as_ref().is_some_and(|asker| handler.stop_over(request, asker, *evaluated_at).is_some())
+        asker.as_ref().is_some_and(|asker| handler.stop_over(request, &chosen, asker, *evaluated_at).is_some())
     };
     engines.inspect(check.bytes, covered).await.unwrap_or(true)
 }

@@ -9,27 +9,46 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use stage0_contract::{EvaluateReply, EvaluateRequest, ReviewReply, ReviewRequest};
-use stage0_policy::{PackSet, RunSnapshot, TimeLimit};
-use tokio::sync::{mpsc, oneshot};
+use stage0_contract::{
+    AccountId, AccountRules, CheckRequest, EvaluateReply, PolicyVersion, ReviewReply, ReviewRequest, VocabularyReply,
+    VocabularyRequest,
+};
+use stage0_policy::{Engine, Pack, PackError, PackSet, RunSnapshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::handler::{Decided, Handler, Held};
+use crate::in_flight::InFlightCheck;
+use crate::own_thread::{lower_priority, on_own_thread};
+use crate::published::{Chosen, NotLoaded, Published};
 use crate::shard::ShardError;
 
 /// The largest ordinary check in bytes. At about the same cost per byte it takes as long as thirty typical ones.
 pub(crate) const MAX_ORDINARY_BYTES: usize = 32_768;
 /// Work queued for the second thread; senders wait when the queue is full.
 const MAX_WAITING: usize = 64;
-/// On Linux: about a tenth of a busy core.
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 10;
-
 type Work = Box<dyn FnOnce(&Handler) + Send>;
 
 pub(crate) struct Engines {
     handler: Handler,
     large: mpsc::Sender<Work>,
+    /// None where only the process's own packs decide.
+    published: Option<Published>,
+    /// Held while the rules of a published pack are parsed, so that all checks that need them wait for one engine.
+    preparing: Mutex<()>,
+}
+
+/// Why the packs of a check are not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotChosen {
+    #[error(transparent)]
+    NotLoaded(#[from] NotLoaded),
+    #[error("published policies cannot be read here")]
+    NoneHere,
+    #[error("policy cannot be prepared: {0}")]
+    NotPrepared(PackError),
+    #[error("the thread that prepares the policy ended")]
+    Ended,
 }
 
 impl Engines {
@@ -54,7 +73,69 @@ impl Engines {
         };
         thread::Builder::new().name("evaluator-large".to_owned()).spawn(serve).map_err(ShardError::Thread)?;
         reported.recv().map_err(|_| ShardError::Ended)?.map_err(ShardError::Prepare)?;
-        Ok(Self { handler, large })
+        Ok(Self { handler, large, published: None, preparing: Mutex::new(()) })
+    }
+
+    /// The same engines, with those of published policies.
+    #[must_use]
+    pub(crate) fn with_published(self, published: Published) -> Self {
+        Self { published: Some(published), ..self }
+    }
+
+    /// The packs that decide a check under these rules, ready for it.
+    pub(crate) async fn choose(
+        &self,
+        account: &AccountId,
+        rules: &AccountRules,
+        request: &CheckRequest,
+        deadline: Instant,
+    ) -> Result<Chosen, NotChosen> {
+        if !rules.needs_published() {
+            return Ok(Chosen::default());
+        }
+        let Some(published) = &self.published else { return Err(NotChosen::NoneHere) };
+        let chosen = published.choose(account, rules, request, deadline).await?;
+        for pack in chosen.own.iter().chain(&chosen.floor) {
+            self.prepare(pack).await?;
+        }
+        Ok(chosen)
+    }
+
+    /// Loads a version ahead of the first check that needs it.
+    pub(crate) async fn preload(
+        &self,
+        account: Option<&AccountId>,
+        version: &PolicyVersion,
+        deadline: Instant,
+    ) -> Result<(), NotChosen> {
+        let Some(published) = &self.published else { return Ok(()) };
+        let pack = published.load(account, version, deadline).await?;
+        self.prepare(&pack).await
+    }
+
+    /// Has the rules of a pack parsed for the shard's own thread by another one: else every check of the shard would
+    /// wait for it.
+    async fn prepare(&self, pack: &Arc<Pack>) -> Result<(), NotChosen> {
+        if self.handler.has_engine(pack) {
+            return Ok(());
+        }
+        let _turn = self.preparing.lock().await;
+        if self.handler.has_engine(pack) {
+            return Ok(());
+        }
+        let parsed = Arc::clone(pack);
+        let engine = on_own_thread("policy-prepare", move || Engine::new(parsed)).await.ok_or(NotChosen::Ended)?;
+        self.handler.keep(engine.map_err(NotChosen::NotPrepared)?);
+        Ok(())
+    }
+
+    /// The words of the version that is asked for. Where it cannot be loaded, the answer names another one.
+    pub(crate) async fn vocabulary(&self, request: &VocabularyRequest, deadline: Instant) -> VocabularyReply {
+        let (Some(published), Some(version)) = (&self.published, &request.policy) else {
+            return self.handler.vocabulary(None);
+        };
+        let loaded = published.load(Some(&request.account), version, deadline).await;
+        self.handler.vocabulary(loaded.ok().as_deref())
     }
 
     /// The engines of the shard's own thread.
@@ -62,19 +143,20 @@ impl Engines {
         &self.handler
     }
 
+    /// Decides a check by the packs that were chosen for it.
     pub(crate) async fn evaluate(
         &self,
-        check: &Arc<EvaluateRequest>,
-        bytes: usize,
+        check: &InFlightCheck,
         snapshot: Option<&RunSnapshot>,
         held: Option<Held>,
-        limit: TimeLimit,
     ) -> Decided {
-        if bytes <= MAX_ORDINARY_BYTES {
-            return self.handler.evaluate(check, snapshot, held.as_ref(), limit);
+        let (message, limit) = (check.request(), check.limit);
+        if check.bytes <= MAX_ORDINARY_BYTES {
+            return self.handler.evaluate(message, &check.chosen, snapshot, held.as_ref(), limit);
         }
-        let (check, snapshot) = (Arc::clone(check), snapshot.cloned());
-        let work = move |handler: &Handler| handler.evaluate(&check, snapshot.as_ref(), held.as_ref(), limit);
+        let (message, chosen, snapshot) = (Arc::clone(message), check.chosen.clone(), snapshot.cloned());
+        let work =
+            move |handler: &Handler| handler.evaluate(&message, &chosen, snapshot.as_ref(), held.as_ref(), limit);
         let ended = || Decided::without(EvaluateReply::Unable("the thread for large checks has ended".to_owned()));
         self.large(work).await.unwrap_or_else(ended)
     }
@@ -121,20 +203,9 @@ impl Engines {
     }
 }
 
-/// Lowers the priority of the calling thread, so that large checks yield to ordinary ones.
-fn lower_priority() {
-    // On Linux the priority applies to the thread; elsewhere it would apply to the process.
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::debug!(%error, "large checks have the priority of ordinary ones");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use stage0_contract::AccountId;
 
     use super::*;
 

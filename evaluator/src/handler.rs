@@ -5,11 +5,15 @@
 //! INVARIANT: a panic while deciding becomes `Unable`, and a panic while reviewing adds no fault; neither becomes an
 //! ALLOW or ends the process.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
 use stage0_contract::{
     ActionDigest, Actor, ApprovalTerms, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError,
     Grant, PolicyVersion, ReviewReply, ReviewRequest, VocabularyReply,
@@ -19,7 +23,11 @@ use stage0_policy::{
 };
 
 use crate::metrics;
+use crate::published::Chosen;
 use crate::run::RunUpdate;
+
+/// Engines of published policies on one thread.
+const MAX_PUBLISHED: usize = 64;
 
 /// An approval that the server holds, or would hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,71 +62,157 @@ impl Decided {
     }
 }
 
-/// One thread's engines, one for each loaded version.
+/// One thread's engines: one for each of the process's own packs, and those of published policies that it needed last.
 pub(crate) struct Handler {
     packs: Arc<PackSet>,
-    engines: HashMap<PolicyVersion, Engine>,
+    engines: HashMap<PolicyVersion, Rc<Engine>>,
+    /// The most recently used one last.
+    published: RefCell<Vec<Rc<Engine>>>,
+}
+
+/// The engines that decide one check.
+struct Deciding {
+    own: Rc<Engine>,
+    floor: Option<Rc<Engine>>,
 }
 
 impl Handler {
     pub(crate) fn new(packs: Arc<PackSet>) -> Result<Self, PackError> {
-        let engine = |pack: &Arc<Pack>| Ok((pack.version().clone(), Engine::new(Arc::clone(pack))?));
+        let engine = |pack: &Arc<Pack>| Ok((pack.version().clone(), Rc::new(Engine::new(Arc::clone(pack))?)));
         let engines = packs.packs().map(engine).collect::<Result<_, PackError>>()?;
-        Ok(Self { packs, engines })
+        Ok(Self { packs, engines, published: RefCell::default() })
     }
 
     /// Decides a check, with the approval that the server holds or would hold.
     pub(crate) fn evaluate(
         &self,
         message: &EvaluateRequest,
+        chosen: &Chosen,
         snapshot: Option<&RunSnapshot>,
         held: Option<&Held>,
         limit: TimeLimit,
     ) -> Decided {
         let request = &message.request;
-        let pack = match self.packs.choose(request.policy_pack_version.as_deref()) {
+        let pack = match self.choose(chosen, request.policy_pack_version.as_deref()) {
             Ok(pack) => pack,
             Err(error) => {
-                return Decided::without(EvaluateReply::Invalid(self.with_windows(error, &request.constraints)));
+                let errors =
+                    with_windows(chosen.own.as_ref().unwrap_or(self.packs.active()), error, &request.constraints);
+                return Decided::without(EvaluateReply::Invalid(errors));
             }
         };
-        let Some(engine) = self.engines.get(pack.version()) else {
+        let Some(Deciding { own, floor }) = self.deciding(pack, chosen) else {
             return Decided::without(EvaluateReply::Unable("no engine for the policy version".to_owned()));
         };
         let began = Instant::now();
         let held = held.map(Held::as_policy);
-        let answer = guarded(message, pack, || engine.answer(message, snapshot, held, limit));
+        let needs = needs(&own, floor.as_deref());
+        let decide = || {
+            let answer = own.answer(message, snapshot, held, limit)?;
+            match &floor {
+                Some(floor) => Ok(answer.with_floor(floor.answer(message, snapshot, held, limit)?)),
+                None => Ok(answer),
+            }
+        };
+        let answer = guarded(message, pack.version(), needs, decide);
         metrics::observe_policy(began.elapsed());
         answer
     }
 
-    /// The engine that decides a request; none if its version is not loaded.
-    fn engine(&self, request: &CheckRequest) -> Option<&Engine> {
-        let pack = self.packs.choose(request.policy_pack_version.as_deref()).ok()?;
-        self.engines.get(pack.version())
+    /// The pack that decides: the version that is active for the check, and no other; without one, one of the process's
+    /// own packs.
+    fn choose<'p>(&'p self, chosen: &'p Chosen, wanted: Option<&str>) -> Result<&'p Arc<Pack>, FieldError> {
+        match &chosen.own {
+            None => self.packs.choose(wanted),
+            Some(pack) if wanted.is_none_or(|wanted| wanted == pack.version().as_str()) => Ok(pack),
+            Some(_) => Err(PackSet::not_selectable()),
+        }
+    }
+
+    /// The engines that decide a request; none if its version is not loaded.
+    fn engines(&self, request: &CheckRequest, chosen: &Chosen) -> Option<Deciding> {
+        let pack = self.choose(chosen, request.policy_pack_version.as_deref()).ok()?;
+        self.deciding(pack, chosen)
+    }
+
+    fn deciding(&self, pack: &Arc<Pack>, chosen: &Chosen) -> Option<Deciding> {
+        let floor = match &chosen.floor {
+            Some(floor) => Some(self.engine(floor)?),
+            None => None,
+        };
+        Some(Deciding { own: self.engine(pack)?, floor })
+    }
+
+    fn engine(&self, pack: &Arc<Pack>) -> Option<Rc<Engine>> {
+        if let Some(engine) = self.known_engine(pack) {
+            return Some(engine);
+        }
+        // On the thread for large checks, and where more policies are in use than there is room for.
+        match Engine::new(Arc::clone(pack)) {
+            Ok(engine) => Some(self.keep(engine)),
+            Err(error) => {
+                tracing::error!(policy_version = %pack.version(), %error, "a policy that is loaded cannot be prepared");
+                None
+            }
+        }
+    }
+
+    fn known_engine(&self, pack: &Arc<Pack>) -> Option<Rc<Engine>> {
+        let is_it = |engine: &Rc<Engine>| Arc::ptr_eq(engine.pack(), pack);
+        if let Some(engine) = self.engines.get(pack.version()).filter(|engine| is_it(engine)) {
+            return Some(Rc::clone(engine));
+        }
+        let mut published = self.published.borrow_mut();
+        let found = published.iter().position(is_it)?;
+        let engine = published.remove(found);
+        published.push(Rc::clone(&engine));
+        Some(engine)
+    }
+
+    /// Whether this thread has the rules of a pack parsed.
+    pub(crate) fn has_engine(&self, pack: &Arc<Pack>) -> bool {
+        self.known_engine(pack).is_some()
+    }
+
+    /// Keeps the engine of a published policy; the one that was used least recently leaves.
+    pub(crate) fn keep(&self, engine: Engine) -> Rc<Engine> {
+        let engine = Rc::new(engine);
+        let mut published = self.published.borrow_mut();
+        published.push(Rc::clone(&engine));
+        if published.len() > MAX_PUBLISHED {
+            published.remove(0);
+        }
+        engine
     }
 
     /// What the rules that decide a request ask of its run.
-    pub(crate) fn run_needs(&self, request: &CheckRequest) -> RunNeeds {
-        self.engine(request).map(|engine| engine.pack().run_needs()).unwrap_or_default()
+    pub(crate) fn run_needs(&self, request: &CheckRequest, chosen: &Chosen) -> RunNeeds {
+        let engines = self.engines(request, chosen);
+        engines.map(|engines| needs(&engines.own, engines.floor.as_deref())).unwrap_or_default()
     }
 
-    /// What exactly an approval of this check is of.
-    pub(crate) fn action_digest(&self, message: &EvaluateRequest) -> Option<ActionDigest> {
-        let engine = self.engine(&message.request)?;
-        Some(engine.action_digest(&message.account, &message.request))
+    /// What exactly an approval of this check is of: with a floor, of the action as both packs read it.
+    pub(crate) fn action_digest(&self, message: &EvaluateRequest, chosen: &Chosen) -> Option<ActionDigest> {
+        let Deciding { own, floor } = self.engines(&message.request, chosen)?;
+        let digest = |engine: &Engine| engine.action_digest(&message.account, &message.request);
+        let Some(floor) = floor else { return Some(digest(&own)) };
+        let both = Sha256::new().chain_update(digest(&own).as_str()).chain_update(digest(&floor).as_str());
+        ActionDigest::parse(&HEXLOWER.encode(&both.finalize())).ok()
     }
 
     /// Why a stop covers the request; none if none does. A request that cannot be judged is covered by any stop.
-    pub(crate) fn stop_over(&self, request: &CheckRequest, asker: &Actor, now: i64) -> Option<String> {
+    pub(crate) fn stop_over(&self, request: &CheckRequest, chosen: &Chosen, asker: &Actor, now: i64) -> Option<String> {
         let stops = &asker.rules.stops;
-        let Some(engine) = self.engine(request) else { return stops.first().map(|stop| stop.reason.clone()) };
-        engine.is_stopped(request, asker, now).map(|stop| stop.reason.clone())
+        let Some(engines) = self.engines(request, chosen) else { return stops.first().map(|stop| stop.reason.clone()) };
+        let stop = |engine: &Engine| engine.is_stopped(request, asker, now).map(|stop| stop.reason.clone());
+        stop(&engines.own).or_else(|| stop(engines.floor.as_deref()?))
     }
 
-    /// Whether a wider grant covers the check: its tool, effects, environment and run.
-    pub(crate) fn grant_covers(&self, grant: &Grant, message: &EvaluateRequest) -> bool {
-        self.engine(&message.request).is_some_and(|engine| engine.grant_covers(grant, &message.request))
+    /// Whether a wider grant covers the check: its tool, effects, environment and run, as each pack reads them.
+    pub(crate) fn grant_covers(&self, grant: &Grant, message: &EvaluateRequest, chosen: &Chosen) -> bool {
+        let covers = |engine: &Engine| engine.grant_covers(grant, &message.request);
+        let engines = self.engines(&message.request, chosen);
+        engines.is_some_and(|engines| covers(&engines.own) && engines.floor.as_deref().is_none_or(covers))
     }
 
     /// A text with every secret in it masked, by the policy that decides checks which name none.
@@ -133,7 +227,7 @@ impl Handler {
     pub(crate) fn review(&self, message: &ReviewRequest) -> ReviewReply {
         let find = || match self.packs.choose(message.policy_pack_version.as_deref()) {
             Ok(pack) => pack.review(&message.constraints),
-            Err(error) => self.with_windows(error, &message.constraints),
+            Err(error) => with_windows(self.packs.active(), error, &message.constraints),
         };
         let errors = catch_unwind(AssertUnwindSafe(find)).unwrap_or_else(|_| {
             // The request is refused anyway, for the faults that the gateway found.
@@ -143,30 +237,41 @@ impl Handler {
         ReviewReply { errors }
     }
 
-    pub(crate) fn vocabulary(&self) -> VocabularyReply {
-        let pack = self.packs.active();
+    /// The words of a published pack, or else of the process's own.
+    pub(crate) fn vocabulary(&self, published: Option<&Pack>) -> VocabularyReply {
+        let pack = published.unwrap_or(self.packs.active());
         VocabularyReply { policy_version: pack.version().clone(), vocabulary: pack.reference().clone() }
     }
 
     pub(crate) fn status(&self) -> EvaluatorStatusReply {
         EvaluatorStatusReply { active: self.packs.active().version().clone(), loaded: self.packs.versions() }
     }
+}
 
-    /// The fault of an unavailable version, together with those that the active version finds in the constraints.
-    fn with_windows(&self, version: FieldError, constraints: &[String]) -> Vec<FieldError> {
-        let active = self.packs.active();
-        let mut errors = active.review(constraints);
-        errors.push(version);
-        errors
-    }
+/// What the rules of the packs that decide ask of a run.
+fn needs(own: &Engine, floor: Option<&Engine>) -> RunNeeds {
+    let needs = own.pack().run_needs();
+    floor.map_or(needs, |floor| needs.and(floor.pack().run_needs()))
+}
+
+/// The fault of an unavailable version, together with those that the active version finds in the constraints.
+fn with_windows(active: &Pack, version: FieldError, constraints: &[String]) -> Vec<FieldError> {
+    let mut errors = active.review(constraints);
+    errors.push(version);
+    errors
 }
 
 /// Decides, and turns a panic into `Unable`. The panic's message may quote the request, so it is not logged.
-fn guarded(message: &EvaluateRequest, pack: &Pack, decide: impl FnOnce() -> Result<Answer, EvaluateError>) -> Decided {
+fn guarded(
+    message: &EvaluateRequest,
+    version: &PolicyVersion,
+    needs: RunNeeds,
+    decide: impl FnOnce() -> Result<Answer, EvaluateError>,
+) -> Decided {
     // The engine keeps no state between requests, so a panic leaves nothing inconsistent.
     match catch_unwind(AssertUnwindSafe(decide)) {
         Ok(Ok(Answer { evaluation, run, terms, stopped })) => {
-            let update = Some(RunUpdate::new(&evaluation, pack.run_needs(), run));
+            let update = Some(RunUpdate::new(&evaluation, needs, run));
             Decided { reply: EvaluateReply::Decided(Box::new(evaluation)), update, terms, stopped }
         }
         Ok(Err(EvaluateError::Invalid(errors))) => Decided::without(EvaluateReply::Invalid(errors)),
@@ -175,7 +280,7 @@ fn guarded(message: &EvaluateRequest, pack: &Pack, decide: impl FnOnce() -> Resu
             tracing::error!(
                 request_id = %message.request_id,
                 account = %message.account,
-                policy_version = %pack.version(),
+                policy_version = %version,
                 "evaluation panicked"
             );
             Decided::without(EvaluateReply::Unable("the evaluation panicked".to_owned()))
@@ -187,7 +292,7 @@ fn guarded(message: &EvaluateRequest, pack: &Pack, decide: impl FnOnce() -> Resu
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use stage0_contract::{AccountId, CallerTexts, RequestId, Verdict};
+    use stage0_contract::{AccountId, CallerTexts, PolicyBundle, PolicyFiles, RequestId, Verdict};
 
     fn handler() -> Handler {
         Handler::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
@@ -207,14 +312,14 @@ mod tests {
     }
 
     fn ask(body: Value) -> EvaluateReply {
-        handler().evaluate(&message(body), None, None, TimeLimit::NONE).reply
+        handler().evaluate(&message(body), &Chosen::default(), None, None, TimeLimit::NONE).reply
     }
 
     #[test]
     fn a_panic_while_deciding_is_unable_and_does_not_quote_the_request() {
         let message = message(json!({"goal": "tell nobody"}));
         let pack = Pack::embedded().unwrap();
-        let reply = guarded(&message, &pack, || panic!("{}", message.request.goal)).reply;
+        let reply = guarded(&message, pack.version(), pack.run_needs(), || panic!("{}", message.request.goal)).reply;
         let EvaluateReply::Unable(why) = reply else { panic!("{reply:?}") };
         assert_eq!(why, "the evaluation panicked");
     }
@@ -223,9 +328,10 @@ mod tests {
     fn what_is_out_of_time_is_given_up_and_teaches_its_run_nothing() {
         let message = message(json!({"goal": "two words", "success_criteria": ["x"], "context": {"run_id": "r"}}));
         let snapshot = RunSnapshot::default();
-        let Decided { reply, update, .. } = handler().evaluate(&message, Some(&snapshot), None, TimeLimit::over());
+        let ask = |limit| handler().evaluate(&message, &Chosen::default(), Some(&snapshot), None, limit);
+        let Decided { reply, update, .. } = ask(TimeLimit::over());
         assert!(reply == EvaluateReply::TimedOut && update.is_none(), "{reply:?}");
-        let Decided { reply, update, .. } = handler().evaluate(&message, Some(&snapshot), None, TimeLimit::NONE);
+        let Decided { reply, update, .. } = ask(TimeLimit::NONE);
         assert!(matches!(reply, EvaluateReply::Decided(_)) && update.is_some(), "{reply:?}");
     }
 
@@ -259,5 +365,57 @@ mod tests {
         };
         assert_eq!((decided.decision.verdict, &decided.decision.policy_version), (Verdict::Allow, &active));
         assert!(decided.recordable.is_some());
+    }
+
+    /// A pack that knows another name of production.
+    fn with_alias() -> Chosen {
+        let files = [
+            (
+                "pack.toml",
+                "name = \"house\"\nversion = \"1.0.0\"\nextends = \"baseline@2\"\n\n[weakens]\nreason = \"our \
+                 name\"\nwords = [\"qa\"]\n",
+            ),
+            ("vocabulary.toml", "[environments]\nproduction = [\"qa\"]\n"),
+            (
+                "cases.json",
+                "[{\"id\": \"may\", \"expect\": [\"ALLOW\"], \"request\": {\"goal\": \"Summarize the minutes of May\", \
+                 \"success_criteria\": [\"x\"]}}]",
+            ),
+        ];
+        let files = files.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
+        let pack = Pack::from_bundle(&PolicyBundle { packs: vec![PolicyFiles { files }] });
+        Chosen { own: None, floor: Some(pack.unwrap_or_else(|error| panic!("{error}"))) }
+    }
+
+    #[test]
+    fn stops_grants_and_approvals_hold_by_the_words_of_both_packs() {
+        let (handler, floor, own) = (handler(), with_alias(), Chosen::default());
+        let message = message(json!({"goal": "two words", "success_criteria": ["x"], "environment": "qa"}));
+        let asker = |environment: &str| -> Actor {
+            serde_json::from_value(json!({"key_id": "k", "holder": {"workload": "k"}, "rules": {"stops": [
+                {"id": "stop_1", "account": null, "scope": "environment", "value": environment, "reason": "r",
+                    "created_at": "2026-03-16T11:00:00Z", "until": null, "key_id": "k", "member_id": null}]}}))
+            .unwrap()
+        };
+        let stopped = |chosen: &Chosen, environment: &str| {
+            handler.stop_over(&message.request, chosen, &asker(environment), message.evaluated_at).is_some()
+        };
+        assert_eq!([stopped(&own, "production"), stopped(&floor, "production")], [false, true]);
+        assert_eq!([stopped(&own, "qa"), stopped(&floor, "qa"), stopped(&floor, "staging")], [true, true, false]);
+
+        let grant = |environment: &str| -> Grant {
+            serde_json::from_value(json!({"id": "g", "workload": "k", "run_id": null, "tool": null, "effects": null,
+                "environment": environment, "until": "2026-03-16T11:00:00Z", "created_at": "2026-03-16T11:00:00Z",
+                "votes": [], "revoked_at": null, "uses": 0, "used_by": []}))
+            .unwrap()
+        };
+        let covers = |chosen: &Chosen, at: &str| handler.grant_covers(&grant(at), &message, chosen);
+        assert_eq!([covers(&own, "qa"), covers(&floor, "qa")], [true, true]);
+        // Only the floor takes it for production, so the grant for production is not one for this.
+        assert!(!covers(&floor, "production"));
+
+        let digest = |chosen: &Chosen| handler.action_digest(&message, chosen).unwrap();
+        assert_eq!(digest(&floor), digest(&floor));
+        assert_ne!(digest(&floor), digest(&own), "an approval under another floor is none");
     }
 }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::approval::Hold;
 use crate::fair_queue::Queued;
 use crate::metrics::{self, InFlightGuard};
+use crate::published::Chosen;
 
 pub(crate) struct InFlightRequest<R> {
     pub(crate) request: Arc<R>,
@@ -55,7 +56,7 @@ impl ReceivedCheck {
     }
 
     pub(crate) async fn refuse(self, reply: &EvaluateReply) {
-        log_reply(&self.envelope.request_id, &self.envelope.account, reply, self.since);
+        log_reply(&self.envelope.request_id, &self.envelope.account, reply, self.since, false);
         self.pending.answer(reply).await;
     }
 }
@@ -75,6 +76,8 @@ pub(crate) struct InFlightCheck {
     /// The size of its message.
     pub(crate) bytes: usize,
     pub(crate) limit: TimeLimit,
+    /// The packs that decide it.
+    pub(crate) chosen: Chosen,
     /// What is reserved for it until it is answered: deciding it again on another state may reserve something else.
     holds: RefCell<Vec<Hold>>,
     /// Names this evaluator's work on the check, when another one works on it too.
@@ -115,8 +118,8 @@ impl InFlightCheck {
         let ReceivedCheck { bytes, deadline, pending, since, counted, .. } = arrived;
         let limit = TimeLimit::before(deadline.into_std(), since.into_std());
         let asked = InFlightRequest { request: Arc::new(request), deadline, pending, since, _counted: counted };
-        let holds = RefCell::default();
-        Self { asked, bytes: bytes.len(), limit, holds, claim: Uuid::now_v7(), _slot: slot }
+        let (holds, chosen) = (RefCell::default(), Chosen::default());
+        Self { asked, bytes: bytes.len(), limit, chosen, holds, claim: Uuid::now_v7(), _slot: slot }
     }
 
     pub(crate) fn request(&self) -> &Arc<EvaluateRequest> {
@@ -148,7 +151,7 @@ impl InFlightCheck {
 
     pub(crate) async fn decided(self, reply: &EvaluateReply) {
         let EvaluateRequest { request_id, account, .. } = &*self.asked.request;
-        log_reply(request_id, account, reply, self.asked.since);
+        log_reply(request_id, account, reply, self.asked.since, self.chosen.is_published());
         self.asked.answer(reply).await;
     }
 
@@ -160,11 +163,11 @@ impl InFlightCheck {
     }
 }
 
-fn log_reply(request_id: &RequestId, account: &AccountId, reply: &EvaluateReply, since: Instant) {
+fn log_reply(request_id: &RequestId, account: &AccountId, reply: &EvaluateReply, since: Instant, is_published: bool) {
     let duration_ms = since.elapsed().as_secs_f64() * 1e3;
     match reply {
         EvaluateReply::Decided(decided) => {
-            metrics::decided(&decided.decision);
+            metrics::decided(&decided.decision, is_published);
             let (verdict, policy_version) = (decided.decision.verdict.as_str(), &decided.decision.policy_version);
             tracing::debug!(%request_id, %account, verdict, %policy_version, duration_ms, "check decided");
         }

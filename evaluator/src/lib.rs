@@ -15,11 +15,15 @@ mod fair_queue;
 mod handler;
 mod in_flight;
 mod metrics;
+mod own_thread;
+mod published;
 mod reviews;
 mod run;
 mod shard;
+mod validate;
 mod worker;
 
 pub use config::{EvaluatorConfig, PolicySettings, RunConfig};
+pub use published::LoadedPolicies;
 pub use shard::ShardError;
 pub use worker::{BuildError, Connect, ConnectError, Evaluator, RunError, build};

@@ -1,13 +1,16 @@
 //! The evaluator's metrics and their names.
 //!
-//! INVARIANT: no label holds text of a request, an account or a run. Codes and versions are those of packs that this
-//! process has loaded, so the number of series is bounded.
+//! INVARIANT: no label holds text of a request, an account or a run. Codes and versions are those of the process's own
+//! packs, so the number of series is bounded.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use serde_json::Value;
 use stage0_contract::{ApprovalSource, ApprovalStatus, Decision, PolicyVersion};
+use stage0_policy::Pack;
 
 const DECISIONS: &str = "stage0_decisions_total";
 const CODES: &str = "stage0_decision_codes_total";
@@ -15,6 +18,7 @@ const GIVEN_UP: &str = "stage0_checks_given_up_total";
 const SECONDS: &str = "stage0_decide_seconds";
 const IN_FLIGHT: &str = "stage0_in_flight";
 const POLICY: &str = "stage0_policy_info";
+const POLICY_LOADS: &str = "stage0_policy_loads_total";
 const TOGETHER: &str = "stage0_run_checks_together";
 const CONFLICTS: &str = "stage0_run_conflicts_total";
 const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
@@ -55,6 +59,9 @@ impl ApprovalRefused {
     }
 }
 
+/// Stands for every code of a published policy that the baseline does not have.
+const OWN_CODE: &str = "own";
+
 pub(crate) struct InFlightGuard(());
 
 pub(crate) fn describe() {
@@ -76,6 +83,7 @@ pub(crate) fn describe() {
         Unit::Count,
         "1 for each policy version: the one that decides, and others that are loaded."
     );
+    describe_counter!(POLICY_LOADS, Unit::Count, "Published policies that were loaded, or could not be.");
     describe_histogram!(TOGETHER, Unit::Count, "Checks of one run that were decided together.");
     describe_counter!(CONFLICTS, Unit::Count, "Runs read again because another evaluator wrote them meanwhile.");
     describe_counter!(LEDGER_FAILURES, Unit::Count, "Records that could not be read or written, by what they are.");
@@ -120,12 +128,23 @@ pub(crate) fn approvals_failed() {
     counter!(LEDGER_FAILURES, "by" => "approvals").increment(1);
 }
 
-pub(crate) fn decided(decision: &Decision) {
+/// `is_published`: decided by policies of accounts, whose own codes are counted together.
+pub(crate) fn decided(decision: &Decision, is_published: bool) {
     counter!(DECISIONS, "verdict" => decision.verdict.as_str()).increment(1);
-    let codes: BTreeSet<&str> = decision.issues.iter().map(|issue| issue.code.as_str()).collect();
+    let label = |code| if is_published && !is_of_baseline(code) { OWN_CODE } else { code };
+    let codes: BTreeSet<&str> = decision.issues.iter().map(|issue| label(issue.code.as_str())).collect();
     for code in codes {
         counter!(CODES, "code" => code.to_owned()).increment(1);
     }
+}
+
+fn is_of_baseline(code: &str) -> bool {
+    static CODES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+        let Ok(baseline) = Pack::embedded() else { return BTreeSet::new() };
+        let told = baseline.reference().get("codes").and_then(Value::as_array).into_iter().flatten();
+        told.filter_map(|told| told.get("code")?.as_str().map(str::to_owned)).collect()
+    });
+    CODES.contains(code)
 }
 
 pub(crate) fn timed_out() {
@@ -159,6 +178,11 @@ pub(crate) fn policies(active: &PolicyVersion, loaded: &[PolicyVersion]) {
     }
 }
 
+/// A published policy was loaded, or its load failed.
+pub(crate) fn policy_load(is_loaded: bool) {
+    counter!(POLICY_LOADS, "outcome" => if is_loaded { "loaded" } else { "failed" }).increment(1);
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a few dozen at most")]
 pub(crate) fn batch_size(checks: usize) {
     histogram!(TOGETHER).record(checks as f64);
@@ -183,8 +207,8 @@ mod tests {
     use super::*;
     use metrics_exporter_prometheus::PrometheusBuilder;
     use serde_json::json;
-    use stage0_contract::CheckRequest;
-    use stage0_policy::{Engine, Pack};
+    use stage0_contract::{CheckRequest, Issue, IssueCode};
+    use stage0_policy::Engine;
 
     fn page_of(work: impl FnOnce()) -> String {
         let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
@@ -201,7 +225,7 @@ mod tests {
         let mut decision = engine.decide(&CheckRequest::parse(body).unwrap(), 0).unwrap();
         let twice = decision.issues[0].clone();
         decision.issues.push(twice);
-        let page = page_of(|| decided(&decision));
+        let page = page_of(|| decided(&decision, false));
         for code in decision.issues.iter().map(|issue| &issue.code) {
             let known = serde_json::to_string(engine.pack().reference()).unwrap();
             assert!(known.contains(&format!("\"{code}\"")), "{code} in {known}");
@@ -209,6 +233,21 @@ mod tests {
             assert!(page.contains(&line), "{line} in\n{page}");
         }
         assert!(page.contains("stage0_decisions_total{verdict=\"DENY\"} 1\n") && !page.contains("CALLER"), "{page}");
+    }
+
+    #[test]
+    fn codes_of_published_policies_are_counted_under_one_label_unless_the_baseline_has_them() {
+        let engine = Engine::new(Pack::embedded().unwrap()).unwrap();
+        let body = json!({"goal": "deploy", "side_effects": ["deploy"]});
+        let mut decision = engine.decide(&CheckRequest::parse(body).unwrap(), 0).unwrap();
+        let known = decision.issues[0].clone();
+        let own = |code| Issue { code: IssueCode::parse(code).unwrap(), ..known.clone() };
+        decision.issues = vec![known.clone(), own("OUR_LIMIT"), own("OUR_OTHER_LIMIT")];
+        let line = |code: &str| format!("stage0_decision_codes_total{{code=\"{code}\"}} 1\n");
+        let page = page_of(|| decided(&decision, true));
+        assert!(page.contains(&line(known.code.as_str())) && page.contains(&line("own")), "{page}");
+        assert!(!page.contains("OUR_"), "{page}");
+        assert!(page_of(|| decided(&decision, false)).contains(&line("OUR_LIMIT")));
     }
 
     #[test]
@@ -233,6 +272,7 @@ mod tests {
             timed_out();
             busy();
             drop(begin_request());
+            policy_load(true);
             batch_size(1);
             conflict();
             ledger_failed();
@@ -246,6 +286,7 @@ mod tests {
             GIVEN_UP,
             SECONDS,
             IN_FLIGHT,
+            POLICY_LOADS,
             TOGETHER,
             CONFLICTS,
             LEDGER_FAILURES,

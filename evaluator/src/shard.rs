@@ -4,15 +4,17 @@
 //! the connection is closed. Shards share only the state store, and only checks that name a run wait for it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use stage0_backplane::{Backplane, RequestStream, ServeError, follow_store_clock};
+use stage0_backplane::{Backplane, Event, RequestStream, ServeError, Subscription, follow_store_clock};
 use stage0_contract::{
     ChangeApproval, ChangeGrant, CollectEvents, CoveredByStop, CreateGrant, EndRun, EvaluateRequest, EvaluatorStatus,
-    FetchAction, ListApprovals, ListGrants, ListRuns, MaskText, ReadApprovalHistory, Request, ReviewRequest,
-    SettleEvents, SettleRun, ShowApproval, ShowRun, VocabularyRequest,
+    FetchAction, ListApprovals, ListGrants, ListRuns, MAX_LISTED_POLICIES, MaskText, PolicyChanged,
+    ReadApprovalHistory, Request, ReviewRequest, SettleEvents, SettleRun, ShowApproval, ShowRun, ValidatePolicy,
+    VocabularyRequest,
 };
 use stage0_policy::{PackError, PackSet};
 use tokio::sync::oneshot;
@@ -24,12 +26,17 @@ use crate::checks::{self, Deciders, ShardLimits};
 use crate::config::RunConfig;
 use crate::engines::Engines;
 use crate::in_flight::InFlightRequest;
+use crate::published::{Published, SharedPolicies};
 use crate::reviews;
 use crate::run::RunCoordinator;
+use crate::validate::Validator;
 use crate::worker::{Connect, ConnectError};
 
 /// Requests in flight per kind and shard; more wait in the stream.
 const MAX_IN_FLIGHT: usize = 4_096;
+
+/// How long loading a policy ahead of its first check may take.
+const PRELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a shard cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +61,17 @@ pub enum ShardError {
     Prepare(#[source] PackError),
 }
 
+/// What a shard is made of; all but the settings is shared with the other shards of its process.
+pub(crate) struct ShardParts {
+    pub(crate) packs: Arc<PackSet>,
+    pub(crate) policies: Arc<SharedPolicies>,
+    pub(crate) validator: Arc<Validator>,
+    pub(crate) runs: RunConfig,
+}
+
 /// Runs one shard until `stop`. Reports on `ready` once it serves, or why it cannot; the receiver may be gone.
 pub(crate) fn run(
-    packs: Arc<PackSet>,
-    runs: RunConfig,
+    parts: ShardParts,
     connect: &Connect,
     limits: ShardLimits,
     ready: oneshot::Sender<Result<(), ShardError>>,
@@ -71,7 +85,7 @@ pub(crate) fn run(
         }
     };
     runtime.block_on(async {
-        match Shard::open(packs, runs, connect).await {
+        match Shard::open(parts, connect).await {
             Ok(shard) => {
                 let _ = ready.send(Ok(()));
                 shard.serve(stop, limits).await;
@@ -95,6 +109,10 @@ struct Shard {
     list: RequestStream<ListRuns>,
     end: RequestStream<EndRun>,
     settle: RequestStream<SettleRun>,
+    validate: RequestStream<ValidatePolicy>,
+    validator: Arc<Validator>,
+    /// None where the backplane does not let it subscribe: then policies are loaded for the first check alone.
+    policy_changes: Option<Subscription<PolicyChanged>>,
     approvals: Approvals,
     approval_requests: ApprovalRequests,
 }
@@ -141,7 +159,10 @@ impl ApprovalRequests {
         approvals: &'a Approvals,
     ) -> [LocalBoxFuture<'a, ()>; 12] {
         [
-            serve_until(self.covered, stop, async |request, _| approvals.covered(engines, request).await).boxed_local(),
+            serve_until(self.covered, stop, async |request, deadline| {
+                approvals.covered(engines, request, deadline).await
+            })
+            .boxed_local(),
             serve_until(self.mask, stop, async |request, _| approvals.masked(engines, request).await).boxed_local(),
             serve_until(self.fetch, stop, async |request, deadline| approvals.fetch(request, deadline).await)
                 .boxed_local(),
@@ -176,9 +197,15 @@ impl ApprovalRequests {
 }
 
 impl Shard {
-    async fn open(packs: Arc<PackSet>, runs: RunConfig, connect: &Connect) -> Result<Self, ShardError> {
+    async fn open(parts: ShardParts, connect: &Connect) -> Result<Self, ShardError> {
+        let ShardParts { packs, policies, validator, runs } = parts;
         let engines = Engines::open(packs)?;
         let backplane = connect().await.map_err(ShardError::Connect)?;
+        let engines = engines.with_published(Published::new(policies, Arc::clone(&backplane.requests)));
+        let policy_changes = backplane.notices.subscribe::<PolicyChanged>().await;
+        let policy_changes = policy_changes
+            .inspect_err(|error| tracing::warn!(%error, "policies are not loaded before the first check needs them"))
+            .ok();
         let approvals = Approvals::new(&backplane, runs);
         let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), runs);
         let approval_requests = ApprovalRequests::open(&backplane).await.map_err(ShardError::Serve)?;
@@ -190,6 +217,7 @@ impl Shard {
         let list = requests.serve().await.map_err(ShardError::Serve)?;
         let end = requests.serve().await.map_err(ShardError::Serve)?;
         let settle = requests.serve().await.map_err(ShardError::Serve)?;
+        let validate = requests.serve().await.map_err(ShardError::Serve)?;
         // Last, so that a shard which receives checks can answer every other request too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
         Ok(Self {
@@ -204,6 +232,9 @@ impl Shard {
             list,
             end,
             settle,
+            validate,
+            validator,
+            policy_changes,
             approvals,
             approval_requests,
         })
@@ -211,7 +242,7 @@ impl Shard {
 
     async fn serve(self, stop: &CancellationToken, limits: ShardLimits) {
         let (engines, handler, runs) = (&self.engines, self.engines.handler(), &self.runs);
-        let approvals = &self.approvals;
+        let (approvals, validator) = (&self.approvals, &self.validator);
         let deciders = Deciders { engines, runs, approvals };
         // Each is polled only when it was woken itself: a check must not pay for every kind of request beside it.
         let tasks: FuturesUnordered<LocalBoxFuture<'_, ()>> = [
@@ -219,12 +250,16 @@ impl Shard {
             checks::serve_until(self.evaluate, stop, deciders, limits).boxed_local(),
             reviews::serve_until(self.review, stop, engines).boxed_local(),
             serve_until(self.status, stop, async |_, _| handler.status()).boxed_local(),
-            serve_until(self.vocabulary, stop, async |_, _| handler.vocabulary()).boxed_local(),
+            serve_until(self.vocabulary, stop, async |request, deadline| engines.vocabulary(request, deadline).await)
+                .boxed_local(),
             serve_until(self.show, stop, async |request, deadline| runs.show(request, deadline).await).boxed_local(),
             serve_until(self.list, stop, async |request, deadline| runs.list(request, deadline).await).boxed_local(),
             serve_until(self.end, stop, async |request, deadline| runs.end(request, deadline).await).boxed_local(),
             serve_until(self.settle, stop, async |request, deadline| runs.settle(request, deadline).await)
                 .boxed_local(),
+            serve_until(self.validate, stop, async |request, deadline| validator.validate(request, deadline).await)
+                .boxed_local(),
+            stop.run_until_cancelled(preload(self.policy_changes, engines)).map(drop).boxed_local(),
         ]
         .into_iter()
         .chain(self.approval_requests.serve(stop, engines, approvals))
@@ -232,6 +267,21 @@ impl Shard {
         tasks.collect::<()>().await;
         self.runs.drain().await;
         self.backplane.requests.close().await;
+    }
+}
+
+/// Loads policies when they are published or activated, so that no check has to wait for them. Best effort: a version
+/// that was missed is loaded for the first check that needs it.
+async fn preload(changes: Option<Subscription<PolicyChanged>>, engines: &Engines) {
+    let Some(mut changes) = changes else { return };
+    while let Some(event) = changes.next().await {
+        let Event::Message(PolicyChanged { account, versions }) = event else { continue };
+        for version in versions.iter().take(MAX_LISTED_POLICIES) {
+            let loaded = engines.preload(account.as_ref(), version, Instant::now() + PRELOAD_TIMEOUT).await;
+            if let Err(error) = loaded {
+                tracing::debug!(policy_version = %version, %error, "policy was not loaded ahead");
+            }
+        }
     }
 }
 

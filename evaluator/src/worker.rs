@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::checks::ShardLimits;
 use crate::config::EvaluatorConfig;
 use crate::metrics;
-use crate::shard::{self, ShardError};
+use crate::published::{LoadedPolicies, SharedPolicies};
+use crate::shard::{self, ShardError, ShardParts};
+use crate::validate::Validator;
 
 /// Why a connection was not made.
 pub type ConnectError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,6 +29,7 @@ pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<Backplane, ConnectE
 /// An evaluator that serves.
 pub struct Evaluator {
     active: PolicyVersion,
+    policies: LoadedPolicies,
     shards: Vec<thread::JoinHandle<()>>,
     ended: mpsc::Receiver<()>,
     stop: CancellationToken,
@@ -66,6 +69,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     let cores = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let count = config.shards.unwrap_or_else(cores).get();
     let (packs, runs) = (Arc::new(config.packs), config.runs);
+    let (policies, validator) = (SharedPolicies::new(), Validator::new());
     let limits = ShardLimits::of(count);
     let stop = CancellationToken::new();
     let stop_on_error = stop.clone().drop_guard();
@@ -75,10 +79,12 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     for index in 0..count {
         let (ready, reported) = oneshot::channel();
         let ending = Ending(ending.clone());
-        let (packs, connect, stop) = (Arc::clone(&packs), Arc::clone(&connect), stop.clone());
+        let (connect, stop) = (Arc::clone(&connect), stop.clone());
+        let (packs, policies, validator) = (Arc::clone(&packs), Arc::clone(&policies), Arc::clone(&validator));
+        let parts = ShardParts { packs, policies, validator, runs };
         let work = move || {
             let _ending = ending;
-            shard::run(packs, runs, &connect, limits, ready, &stop);
+            shard::run(parts, &connect, limits, ready, &stop);
         };
         let named = thread::Builder::new().name(format!("evaluator-{index}"));
         shards.push(named.spawn(work).map_err(BuildError::Thread)?);
@@ -92,7 +98,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     packs.packs().for_each(|pack| log_parents(pack));
     tracing::info!(policy_version = %active, shards = count, "evaluator serves");
     stop_on_error.disarm();
-    Ok(Evaluator { active, shards, ended, stop })
+    Ok(Evaluator { active, policies: LoadedPolicies::new(policies), shards, ended, stop })
 }
 
 /// Logs which packs decide with a pack that extends others. A pack in the same folder can be among them.
@@ -107,6 +113,11 @@ impl Evaluator {
     /// The version that decides checks which name none.
     pub fn active(&self) -> &PolicyVersion {
         &self.active
+    }
+
+    /// The published policies that it has loaded.
+    pub fn policies(&self) -> LoadedPolicies {
+        self.policies.clone()
     }
 
     /// Serves until `stop` resolves, then drains.

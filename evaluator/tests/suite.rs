@@ -5,6 +5,7 @@
 mod suite {
     mod approvals;
     mod history;
+    mod published;
     mod runs;
     mod service;
 }

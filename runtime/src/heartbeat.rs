@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stage0_backplane::{Backplane, BoxFuture, PublishError};
-use stage0_contract::{DeliveryLag, InstanceHeartbeat, InstanceState, PolicyVersion, Role};
+use stage0_contract::{DeliveryLag, InstanceHeartbeat, InstanceState, MAX_LISTED_POLICIES, PolicyVersion, Role};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -30,6 +30,8 @@ pub struct HealthReport {
     pub remarks: Vec<String>,
     /// The active policy of an evaluator.
     pub policy_version: Option<PolicyVersion>,
+    /// The published policies that an evaluator has loaded.
+    pub policies: Vec<PolicyVersion>,
     /// How far the deliveries of an exporter are behind.
     pub delivery: Option<DeliveryLag>,
 }
@@ -130,15 +132,19 @@ impl HealthMonitor {
             (false, true) => InstanceState::Ready,
             (false, false) => InstanceState::NotReady,
         };
+        let is_evaluator = role == Role::Evaluator;
+        let policies = report.policies.iter().filter(|_| is_evaluator).take(MAX_LISTED_POLICIES);
         InstanceHeartbeat {
             log_edition: InstanceHeartbeat::LOG_EDITION,
+            policy_edition: if is_evaluator { InstanceHeartbeat::POLICY_EDITION } else { 0 },
+            policies: policies.cloned().collect(),
             role,
             instance: self.0.instance.clone(),
             version: self.0.version.to_owned(),
             started_at: self.0.started_at,
             state,
             remarks: InstanceHeartbeat::remarks_of(report.faults.iter().chain(&report.remarks).cloned()),
-            policy_version: report.policy_version.clone().filter(|_| role == Role::Evaluator),
+            policy_version: report.policy_version.clone().filter(|_| is_evaluator),
             delivery: report.delivery.filter(|_| role == Role::AuditExport),
         }
     }
@@ -217,6 +223,33 @@ mod tests {
             let Some(Event::Message(bytes)) = received.next().await else { panic!("no heartbeat of {role}") };
             let heartbeat = serde_json::from_slice::<serde_json::Value>(&bytes).unwrap();
             assert_eq!((&heartbeat["role"], &heartbeat["log_edition"]), (&role.as_str().into(), &1.into()), "{role}");
+        }
+        stop.cancel();
+        sending.await.unwrap();
+    }
+
+    /// Gateways send checks of accounts with a policy of their own to no evaluator that would decide by another.
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_of_an_evaluator_alone_says_that_it_decides_by_published_policies_and_which_it_has() {
+        let (backplane, stop) = (Backplane::embedded(), CancellationToken::new());
+        let health = HealthMonitor::new("1", stop.clone());
+        let version = PolicyVersion::parse("ours@1.0.0+0123456789ab").unwrap();
+        let policies = vec![version.clone(); MAX_LISTED_POLICIES + 1];
+        health.set_probe(Box::new(move || {
+            let policies = policies.clone();
+            Box::pin(async move { HealthReport { policies, ..HealthReport::default() } })
+        }));
+        let mut received = Vec::new();
+        for role in Role::ALL {
+            received.push(backplane.notices.subscribe_bytes(InstanceHeartbeat::subject(role)).await.unwrap());
+        }
+        let sending = tokio::spawn(health.send_heartbeats(&Role::ALL, backplane.clone(), stop.clone()));
+        for (role, received) in Role::ALL.into_iter().zip(&mut received) {
+            let Some(Event::Message(bytes)) = received.next().await else { panic!("no heartbeat of {role}") };
+            let heartbeat = serde_json::from_slice::<InstanceHeartbeat>(&bytes).unwrap();
+            let expected = if role == Role::Evaluator { (1, MAX_LISTED_POLICIES) } else { (0, 0) };
+            assert_eq!((heartbeat.policy_edition, heartbeat.policies.len()), expected, "{role}");
+            assert!(heartbeat.is_small() && heartbeat.policies.iter().all(|listed| *listed == version));
         }
         stop.cancel();
         sending.await.unwrap();

@@ -17,8 +17,8 @@ use stage0_backplane::{
     RequestError, Seek,
 };
 use stage0_contract::{
-    ApprovalsChanged, DecisionsRecorded, DisableWebhook, EvaluateRequest, InstanceHeartbeat, KeyChanged, ListEndpoints,
-    ListRetentions, Notice, REQUESTS, ReadPeople, Request, Role, SignMark, VerifyKey, WebhookChanged,
+    ApprovalsChanged, DecisionsRecorded, DisableWebhook, EvaluateRequest, FetchPolicy, InstanceHeartbeat, KeyChanged,
+    ListEndpoints, ListRetentions, Notice, REQUESTS, ReadPeople, Request, Role, SignMark, VerifyKey, WebhookChanged,
 };
 use tokio::time::Instant;
 
@@ -173,8 +173,10 @@ async fn every_role_can_request_serve_publish_and_subscribe_to_what_it_needs() {
     ask_as_gateway(&gateway).await;
     ask_each(&exporter, &OF_SECRETS).await;
     ask_each(&exporter, &asked_by(Role::AuditExport, Role::Keystore)).await;
-    assert_eq!(asked_by(Role::Evaluator, Role::Keystore), [ReadPeople::SUBJECT]);
-    ask_each(&evaluator, &[ReadPeople::SUBJECT]).await;
+    let mut asked = asked_by(Role::Evaluator, Role::Keystore);
+    asked.sort_unstable();
+    assert_eq!(asked, [ReadPeople::SUBJECT, FetchPolicy::SUBJECT]);
+    ask_each(&evaluator, &asked).await;
 
     let mut hearing = gateway.notices.subscribe_bytes(ApprovalsChanged::SUBJECT).await.unwrap();
     evaluator.notices.publish_bytes(ApprovalsChanged::SUBJECT, Bytes::from_static(b"{}")).await.unwrap();
@@ -520,9 +522,10 @@ async fn a_compromised_evaluator_receives_no_other_requests_and_cannot_act_as_an
         assert!(heard.next().await.is_none());
     }
     let keystore = open(&nats, "keystore").await.backplane();
-    // Of the keystore it may ask for people, and nothing else.
+    // Of the keystore it may ask for people and published policies, and nothing else.
     let _keystore_serves = serve(&keystore, &served_by(Role::Keystore)).await;
-    for subject in served_by(Role::Keystore).into_iter().filter(|subject| *subject != ReadPeople::SUBJECT) {
+    let asked = [ReadPeople::SUBJECT, FetchPolicy::SUBJECT];
+    for subject in served_by(Role::Keystore).into_iter().filter(|subject| !asked.contains(subject)) {
         let asked = evaluator.requests.request_bytes(subject, Bytes::new(), soon()).await;
         assert_eq!(asked, Err(RequestError::NoResponders), "{subject}");
     }

@@ -112,7 +112,7 @@ impl Approvals {
             let is_vote = !matches!(change, ApprovalChange::Cancel {} | ApprovalChange::Report { .. });
             if is_vote && !actor.rules.stops.is_empty() {
                 let request = self.action(&approval, people, deadline).await?;
-                if let Some(reason) = self.stop_over(engines, actor, &approval, request.as_ref()).await {
+                if let Some(reason) = self.stop_over(engines, actor, &approval, request.as_ref(), deadline).await {
                     let text = format!("it is stopped: {reason}. Resume the stop first");
                     return Ok(Err(Refusal::Conflict(text)));
                 }

@@ -86,7 +86,7 @@ impl Approvals {
         snapshot: Option<&RunSnapshot>,
     ) -> (EvaluateReply, Option<RunUpdate>) {
         let message = check.request();
-        let first = engines.evaluate(message, check.bytes, snapshot, None, check.limit).await;
+        let first = engines.evaluate(check, snapshot, None).await;
         let Decided { reply, update, terms, stopped } = first;
         if stopped {
             return (reply, None);
@@ -113,12 +113,12 @@ impl Approvals {
         let EvaluateReply::Decided(evaluation) = &mut reply else { return (reply, update) };
         // Any approver and time: whether an approval is the only thing missing.
         let held = Held::Approved { by: "approver".to_owned(), at: message.evaluated_at };
-        if !is_allowed(&engines.evaluate(message, check.bytes, snapshot, Some(held), check.limit).await) {
+        if !is_allowed(&engines.evaluate(check, snapshot, Some(held)).await) {
             return (reply, update);
         }
         let digest = {
-            let message = Arc::clone(message);
-            engines.inspect(check.bytes, move |handler| handler.action_digest(&message)).await.flatten()
+            let (message, chosen) = (Arc::clone(message), check.chosen.clone());
+            engines.inspect(check.bytes, move |handler| handler.action_digest(&message, &chosen)).await.flatten()
         };
         let Some(digest) = digest else { return (reply, update) };
         let wanting = Wanting {
@@ -301,7 +301,7 @@ impl Approvals {
 
 impl Wanting<'_> {
     async fn evaluate(&self, held: Held) -> Decided {
-        self.engines.evaluate(self.message, self.check.bytes, self.snapshot, Some(held), self.check.limit).await
+        self.engines.evaluate(self.check, self.snapshot, Some(held)).await
     }
 
     fn claim(&self) -> Claim<'_> {

@@ -114,6 +114,7 @@ impl Approvals {
         actor: &Actor,
         approval: &StoredApproval,
         request: Option<&CheckRequest>,
+        deadline: Instant,
     ) -> Option<String> {
         let now = self.store.now();
         let first = actor.rules.stops.iter().find(|stop| stop.until.is_none_or(|until| until > now))?;
@@ -121,9 +122,11 @@ impl Approvals {
         // Judged as if its own key asked again.
         let asker = Actor { key_id: approval.key_id.clone(), holder: approval.asker.clone(), ..actor.clone() };
         let reason = first.reason.clone();
+        let chosen = Box::pin(engines.choose(&approval.account, &asker.rules, &request, deadline)).await;
+        let Ok(chosen) = chosen else { return Some(reason) };
         let bytes = serde_json::to_vec(&request).map_or(usize::MAX, |text| text.len());
-        let judged = engines.inspect(bytes, move |handler| handler.stop_over(&request, &asker, now.as_second())).await;
-        judged.unwrap_or(Some(reason))
+        let work = move |handler: &Handler| handler.stop_over(&request, &chosen, &asker, now.as_second());
+        engines.inspect(bytes, work).await.unwrap_or(Some(reason))
     }
 
     /// What this caller sees of an approval.
@@ -144,7 +147,8 @@ impl Approvals {
             None => None,
         };
         let waits = matches!(approval.status, ApprovalStatus::Pending | ApprovalStatus::Approved);
-        let stopped = if waits { self.stop_over(engines, actor, approval, request.as_ref()).await } else { None };
+        let stopped =
+            if waits { self.stop_over(engines, actor, approval, request.as_ref(), deadline).await } else { None };
         let mut view = approval.view(eligible, stopped);
         if let Some(request) = request.filter(|_| shows_text) {
             let bytes = serde_json::to_vec(&request).map_or(usize::MAX, |text| text.len());
@@ -208,14 +212,22 @@ impl Approvals {
     }
 
     /// Whether a stop covers a check whose decision would be given again.
-    pub(crate) async fn covered(&self, engines: &Engines, message: &CoveredByStop) -> CoveredByStopReply {
-        let CoveredByStop { request, asker, .. } = message.clone();
+    pub(crate) async fn covered(
+        &self,
+        engines: &Engines,
+        message: &CoveredByStop,
+        deadline: Instant,
+    ) -> CoveredByStopReply {
+        let CoveredByStop { account, request, asker } = message.clone();
         if asker.rules.stops.is_empty() {
             return CoveredByStopReply { is_covered: false };
         }
         let bytes = serde_json::to_vec(&request).map_or(usize::MAX, |text| text.len());
         let now = self.store.now().as_second();
-        let covers = move |handler: &Handler| handler.stop_over(&request, &asker, now).is_some();
+        let Ok(chosen) = Box::pin(engines.choose(&account, &asker.rules, &request, deadline)).await else {
+            return CoveredByStopReply { is_covered: true };
+        };
+        let covers = move |handler: &Handler| handler.stop_over(&request, &chosen, &asker, now).is_some();
         let judged = engines.inspect(bytes, covers).await;
         CoveredByStopReply { is_covered: judged.unwrap_or(true) }
     }

@@ -358,11 +358,11 @@ async fn snapshot(
     state: &RunState,
     check_ref: CheckRef,
 ) -> Result<RunSnapshot, Box<EvaluateReply>> {
-    let needs = engines.handler().run_needs(&check.request().request);
+    let needs = engines.handler().run_needs(&check.request().request, &check.chosen);
     let mut snapshot = state.snapshot(check_ref, needs);
     if (needs.calls || needs.targets) && state.is_repeat(check_ref) {
         // Only the policy can read which calls and targets are the check's own, so it is decided once for nothing.
-        let read = engines.evaluate(check.request(), check.bytes, Some(&snapshot), None, check.limit).await;
+        let read = engines.evaluate(check, Some(&snapshot), None).await;
         match read.update {
             Some(update) => state.leave_out_own(&mut snapshot, &update),
             None => return Err(Box::new(read.reply)),

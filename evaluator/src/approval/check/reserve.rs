@@ -100,9 +100,9 @@ impl Approvals {
             return Ok(None);
         }
         let terms: Vec<Grant> = usable.iter().map(StoredGrant::view).collect();
-        let message = Arc::clone(wanting.message);
+        let (message, chosen) = (Arc::clone(wanting.message), wanting.check.chosen.clone());
         let covers = move |handler: &crate::handler::Handler| {
-            terms.iter().map(|grant| handler.grant_covers(grant, &message)).collect::<Vec<bool>>()
+            terms.iter().map(|grant| handler.grant_covers(grant, &message, &chosen)).collect::<Vec<bool>>()
         };
         let covers = wanting.engines.inspect(wanting.check.bytes, covers).await.unwrap_or_default();
         let covering = usable.into_iter().zip(covers).filter(|(_, covers)| *covers).map(|(stored, _)| stored);
