@@ -12,8 +12,8 @@ use actix_web::{HttpResponse, ResponseError};
 use jiff::Timestamp;
 use stage0_backplane::{ClockError, RequestError};
 use stage0_contract::{
-    ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, MAX_VALUES, Refusal, Request, RequestId, Role, Scope,
-    request_route,
+    ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, MAX_VALUES, PolicyVersion, Refusal, Request,
+    RequestId, Role, Scope, request_route,
 };
 
 use crate::approval_waits::WaitsOf;
@@ -74,9 +74,16 @@ pub(crate) enum ApiError {
     Overloaded,
     Clock(ClockError),
     Missing(Part),
-    /// A change of an approval, grant or stop, and what is known about its record.
+    /// A change of an approval, grant, stop or policy, and what is known about its record.
     NotRecorded(Change),
     TooManyWaits(WaitsOf),
+    /// The caller asks for a decision by another policy than the one that would decide; none: the evaluators' own.
+    OtherPolicy {
+        wanted: PolicyVersion,
+        active: Option<PolicyVersion>,
+    },
+    /// The account has a published policy, and this evaluator would decide by its own.
+    OldEvaluator(String),
     /// Something of the service failed, and it is not known what.
     Unavailable,
 }
@@ -203,6 +210,21 @@ impl ApiError {
             Self::Clock(error) => Row::new(Code::Unavailable, clock_text(error)),
             Self::Missing(part) => Row::new(Code::Unavailable, format!("{part}: the action must not run, try again")),
             Self::NotRecorded(change) => Row::new(Code::Unavailable, change.text()),
+            Self::OtherPolicy { wanted, active } => {
+                let active = active.as_ref().map_or_else(
+                    || "the evaluators' own policy is active".to_owned(),
+                    |active| format!("`{active}` is active"),
+                );
+                let text = format!("the check asks for `{wanted}`, and {active}: the action must not run, try again");
+                Row::new(Code::Unavailable, text)
+            }
+            Self::OldEvaluator(instance) => Row::new(
+                Code::Unavailable,
+                format!(
+                    "the evaluator `{instance}` is of a release that knows of no published policies: the action must \
+                     not run; stop that evaluator, and try again"
+                ),
+            ),
             Self::TooManyWaits(of) => {
                 let text = match of {
                     WaitsOf::Key => "too many calls with this key wait for approvals",
@@ -355,6 +377,10 @@ pub(crate) enum Change {
     NotResumed,
     /// A delegation, which holds without a line.
     Delegated,
+    /// The policy is published, without a line.
+    Published,
+    /// The policy that was active still is.
+    NotActivated,
 }
 
 impl Change {
@@ -367,6 +393,8 @@ impl Change {
             Self::Pending => "it could not be recorded, and does not count until it is: try again",
             Self::Stopped => "the stop holds, and could not be recorded: look at `GET /v1/stops` before you try again",
             Self::NotResumed => "the stop still holds, because its end could not be recorded: try again",
+            Self::Published => "the policy is published, and that could not be recorded: publish it again",
+            Self::NotActivated => "nothing was activated, because it could not be recorded: try again",
             Self::Delegated => "the change holds, and could not be recorded: try again",
         }
     }

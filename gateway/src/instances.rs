@@ -1,7 +1,8 @@
 //! The processes of the deployment, by the heartbeats that they publish every two seconds.
 //!
-//! It is for people, and for one question: whether lines about approvals may be written, which every process must be
-//! able to read ([`Instances::can_record`]). No decision about a check depends on it. Each role has its own subject,
+//! It is for people, and for two questions: whether lines about approvals may be written, which every process must be
+//! able to read ([`Instances::can_record`]), and which evaluator knows of no published policies
+//! ([`Instances::evaluator_without_policies`]). Neither decides a check. Each role has its own subject,
 //! and a process can only report its own role. Memory is bounded: large heartbeats are dropped, and beyond the limit of
 //! a role the process that was silent longest is removed.
 
@@ -50,6 +51,19 @@ impl Instances {
         let mut alive =
             heartbeats.values().filter(|(at, _)| now.saturating_duration_since(*at) <= LOST_AFTER).peekable();
         alive.peek().is_some() && alive.all(|(_, heartbeat)| heartbeat.log_edition >= LOG_EDITION_OF_EVENTS)
+    }
+
+    /// An evaluator of a release that would decide by its own policy whatever an account has activated. One that is not
+    /// heard of yet is found out by its answer, which names the version that decided.
+    pub(crate) fn evaluator_without_policies(&self, now: Instant) -> Option<String> {
+        let heartbeats = self.lock();
+        let mut alive = heartbeats.values().filter(|(at, _)| now.saturating_duration_since(*at) <= LOST_AFTER);
+        let is_old = |seen: &InstanceHeartbeat| {
+            seen.role == Role::Evaluator
+                && seen.state != InstanceState::Stopping
+                && seen.policy_edition < InstanceHeartbeat::POLICY_EDITION
+        };
+        alive.find(|(_, seen)| is_old(seen)).map(|(_, seen)| seen.instance.clone())
     }
 
     /// From when on every running process has sent a heartbeat.
@@ -130,6 +144,8 @@ mod tests {
     fn heartbeat(instance: &str, state: InstanceState) -> InstanceHeartbeat {
         InstanceHeartbeat {
             log_edition: InstanceHeartbeat::LOG_EDITION,
+            policy_edition: InstanceHeartbeat::POLICY_EDITION,
+            policies: Vec::new(),
             role: Role::Evaluator,
             instance: instance.to_owned(),
             version: "1".to_owned(),
@@ -192,6 +208,22 @@ mod tests {
         instances.record(heartbeat("new", InstanceState::Ready), later);
         assert!(instances.can_record(later), "the old process is lost");
         assert!(Instances::new(began, true).can_record(began), "one process reads what it writes");
+    }
+
+    #[test]
+    fn an_evaluator_that_knows_of_no_published_policies_is_named_while_it_lives() {
+        let now = Instant::now();
+        let instances = Instances::new(now, false);
+        instances.record(heartbeat("new", InstanceState::Ready), now);
+        let of_last_release =
+            |name: &str| InstanceHeartbeat { policy_edition: 0, ..heartbeat(name, InstanceState::Ready) };
+        let gateway = InstanceHeartbeat { role: Role::Gateway, ..of_last_release("gateway") };
+        instances.record(gateway, now);
+        instances.record(InstanceHeartbeat { state: InstanceState::Stopping, ..of_last_release("stopping") }, now);
+        assert_eq!(instances.evaluator_without_policies(now), None);
+        instances.record(of_last_release("old"), now);
+        assert_eq!(instances.evaluator_without_policies(now + LOST_AFTER).as_deref(), Some("old"));
+        assert_eq!(instances.evaluator_without_policies(now + LOST_AFTER * 2), None, "it is lost");
     }
 
     #[tokio::test]

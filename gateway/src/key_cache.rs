@@ -479,6 +479,8 @@ fn has_other_rules(now: &KeyIdentity, before: &KeyIdentity) -> bool {
         || now.holder != before.holder
         || now.rules.approvals != before.rules.approvals
         || now.rules.four_eyes != before.rules.four_eyes
+        || now.rules.policy != before.rules.policy
+        || now.rules.floor != before.rules.floor
         || in_force(now) != in_force(before)
 }
 

@@ -24,6 +24,7 @@ mod keys;
 mod management;
 mod members;
 mod openapi;
+mod policies;
 mod policy;
 mod runs;
 mod status;
@@ -124,6 +125,14 @@ fn route(operation: Operation) -> Route {
         Operation::CreateStop => route.to(stops::create),
         Operation::ListStops => route.to(stops::list),
         Operation::ResumeStop => route.to(stops::resume),
+        Operation::PublishPolicy => route.to(policies::publish),
+        Operation::ListPolicies => route.to(policies::list),
+        Operation::ReadActivePolicies => route.to(policies::active),
+        Operation::ReadPolicyHistory => route.to(policies::history),
+        Operation::RollbackPolicy => route.to(policies::roll_back),
+        Operation::ShowPolicy => route.to(policies::show),
+        Operation::ForgetPolicy => route.to(policies::forget),
+        Operation::ActivatePolicy => route.to(policies::activate),
         Operation::Alive => route.to(status::alive),
         Operation::Ready => route.to(status::ready),
         Operation::Openapi => route.to(openapi::document),

@@ -26,6 +26,8 @@ mod idempotency;
 mod limits;
 #[path = "suite/members.rs"]
 mod members;
+#[path = "suite/policies.rs"]
+mod policies;
 #[path = "suite/replays.rs"]
 mod replays;
 #[path = "suite/routing.rs"]

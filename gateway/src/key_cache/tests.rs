@@ -10,6 +10,10 @@ fn key(byte: u8) -> ApiKey {
     ApiKey::from_random([byte; 10], [2; 20]).unwrap()
 }
 
+fn version(text: &str) -> stage0_contract::PolicyVersion {
+    stage0_contract::PolicyVersion::parse(text).unwrap()
+}
+
 fn account(name: &str) -> AccountId {
     AccountId::parse(name).unwrap()
 }
@@ -410,12 +414,18 @@ async fn a_check_is_not_confirmed_under_other_rules_and_another_call_is() {
     alone.rules.four_eyes = false;
     let mut verified = identity("a", key.id());
     verified.rules.approvals = stage0_contract::ApprovalMode::Verified;
+    let mut published = identity("a", key.id());
+    published.rules.policy.default = Some(version("acme@1.0.0+0123456789ab"));
+    let mut floored = identity("a", key.id());
+    floored.rules.floor = Some(version("floor@1.0.0+0123456789ab"));
     let mut owned = identity("a", key.id());
     owned.holder = Some(stage0_contract::Holder::of_workload(key.id().clone()));
     for (now, is_other) in [
         (stopped, true),
         (alone, true),
         (verified, true),
+        (published, true),
+        (floored, true),
         (owned, true),
         (over, false),
         (identity("a", key.id()), false),

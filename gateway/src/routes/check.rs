@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use stage0_backplane::{CLOCK_READING_TTL, ClockError};
 use stage0_contract::{
     ApprovalId, CheckRequest, CheckResponse, ClientRequestId, FetchAction, FetchedAction, FieldError, KeyIdentity,
-    RejectedRequest, ResponseMeta, ReviewRequest, RunId, Scope, canonical_hash,
+    PolicyVersion, RejectedRequest, ResponseMeta, ReviewRequest, RunId, Scope, canonical_hash,
 };
 use tokio::time::Instant;
 
@@ -46,6 +46,8 @@ const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 const REVIEW_TIMEOUT: Duration = Duration::from_millis(500);
 /// The member of a body that names an approved action instead of an action.
 const APPROVAL_ID: &str = "approval_id";
+/// Names the version that the caller wants to be decided by.
+const MIN_POLICY: &str = "X-Stage0-Min-Policy";
 
 pub(super) async fn check(state: Data<AppState>, request: HttpRequest, payload: Payload) -> HttpResponse {
     // In a task of its own: actix drops the handler of a client that disconnects, and then what was counted and what
@@ -94,6 +96,12 @@ async fn run(
     }
     state.state_store().read_clock(CLOCK_READING_TTL, deadline).await.map_err(ApiError::Clock)?;
     timed(CheckStep::Admit, state.quotas.admit(&identity, state.store_until(deadline))).await?;
+    let mut errors = Vec::new();
+    let min_policy = min_policy(request, &mut errors);
+    let identity = match &min_policy {
+        Some(wanted) => with_policy(state, request, identity, wanted, deadline).await?,
+        None => identity,
+    };
 
     let receiving_since = Instant::now();
     let payload = payload.into_inner();
@@ -107,21 +115,35 @@ async fn run(
         return Err(ApiError::PlanWithoutPro);
     }
 
-    let mut errors = Vec::new();
     let client_request_id = visible_header(request, "X-Request-Id", &mut errors);
     let idempotency_key = visible_header(request, IDEMPOTENCY_KEY, &mut errors);
     let received = Received { object, bytes, idempotency_key, errors };
     let Prepared { check, claim, reservation } = match prepare(state, context, &identity, received, deadline).await? {
         Preparation::Ready(prepared) => *prepared,
-        Preparation::Replay(recorded) => return replay(request, *recorded, client_request_id),
+        Preparation::Replay(recorded) => {
+            let decided_by = &recorded.decided.policy_version;
+            return match min_policy.filter(|wanted| wanted != decided_by) {
+                Some(wanted) => Err(ApiError::OtherPolicy { wanted, active: Some(decided_by.clone()) }),
+                None => replay(request, *recorded, client_request_id),
+            };
+        }
     };
 
     let Some(caller) = request.extensions().get::<VerifiedCaller>().cloned() else {
         return Err(ApiError::Unavailable);
     };
     let repeats = claim.as_ref().and_then(Claim::repeats);
-    let attempt =
-        Attempt { state, request, context, caller, identity: &identity, client_request_id, repeats, deadline };
+    let attempt = Attempt {
+        state,
+        request,
+        context,
+        caller,
+        identity: &identity,
+        client_request_id,
+        repeats,
+        min_policy,
+        deadline,
+    };
     match attempt.run(check, reservation).await {
         Ok(answer) => Ok(answer),
         Err(Failure { error, end }) => {
@@ -132,6 +154,36 @@ async fn run(
             Err(error)
         }
     }
+}
+
+/// The version that the caller wants to be decided by.
+fn min_policy(request: &HttpRequest, errors: &mut Vec<FieldError>) -> Option<PolicyVersion> {
+    let named = visible_header(request, MIN_POLICY, errors)?;
+    let version = PolicyVersion::parse(named.as_str());
+    if let Err(error) = &version {
+        errors.push(FieldError::new(MIN_POLICY, error.to_string()));
+    }
+    version.ok()
+}
+
+/// The caller's identity, asked for again if it does not say yet that this version is active.
+async fn with_policy(
+    state: &AppState,
+    request: &HttpRequest,
+    identity: Arc<KeyIdentity>,
+    wanted: &PolicyVersion,
+    deadline: Instant,
+) -> Result<Arc<KeyIdentity>, ApiError> {
+    if identity.rules.policy.versions().contains(wanted) {
+        return Ok(identity);
+    }
+    state.key_cache.invalidate(&identity.account);
+    let identity = authenticate_until(state, request, deadline).await?;
+    require_any_scope(&identity, &[Scope::Check])?;
+    if let Some(caller) = request.extensions_mut().get_mut::<VerifiedCaller>() {
+        caller.bind_to_rules();
+    }
+    Ok(identity)
 }
 
 struct Received {

@@ -7,8 +7,8 @@ use actix_web::web::Query;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use stage0_contract::{
-    AccountId, ActionDigest, ApprovalMode, Change, FieldError, MemberId, Plan, Scope, Scopes, Verdict, WebhookFilters,
-    hidden, is_invisible, is_plain_name,
+    AccountId, ActionDigest, ApprovalMode, Change, FieldError, MemberId, Plan, PolicyVersion, Scope, Scopes, Verdict,
+    WebhookFilters, hidden, is_invisible, is_plain_name,
 };
 
 use crate::errors::ApiError;
@@ -125,7 +125,8 @@ impl Fields {
     }
 
     pub(super) fn events(&mut self) -> Option<Vec<String>> {
-        let must = "must be the type of an event, such as `approval.requested`, or `approval.*` or `stop.*`";
+        let must =
+            "must be the type of an event, such as `approval.requested`, or `approval.*`, `stop.*` or `policy.*`";
         self.items("events", must, |v| v.as_str().filter(|event| WebhookFilters::can_name(event)).map(str::to_owned))
     }
 
@@ -158,6 +159,10 @@ impl Fields {
 
     pub(super) fn member(&mut self, name: &str) -> Option<MemberId> {
         self.word(name, "must be a member's id", |text| MemberId::parse(text).ok())
+    }
+
+    pub(super) fn policy_version(&mut self, name: &str) -> Option<PolicyVersion> {
+        self.word(name, "must be a policy version: `<pack>@<semver>+<digest>`", |text| PolicyVersion::parse(text).ok())
     }
 
     pub(super) fn approval_mode(&mut self) -> Option<ApprovalMode> {

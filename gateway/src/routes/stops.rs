@@ -233,7 +233,7 @@ fn left(state: &AppState, deadline: Instant) -> Duration {
 
 /// A reason without the secrets that the policy knows. A stop does not wait for an evaluator: without one the reason is
 /// left out.
-async fn masked(state: &AppState, account: &AccountId, reason: String) -> String {
+pub(super) async fn masked(state: &AppState, account: &AccountId, reason: String) -> String {
     let mask = MaskText { account: account.clone(), text: reason };
     match state.requests().request(&mask, MASK_TIMEOUT).await {
         Ok(MaskTextReply { text }) if !text.trim().is_empty() => text.chars().take(MAX_REASON_CHARS).collect(),
@@ -242,7 +242,7 @@ async fn masked(state: &AppState, account: &AccountId, reason: String) -> String
 }
 
 /// These texts are recorded, so they must hold no key of ours: what the caller wrote by mistake is refused.
-fn refuse_secrets(fields: &mut Fields, name: &str, text: Option<&str>) {
+pub(super) fn refuse_secrets(fields: &mut Fields, name: &str, text: Option<&str>) {
     if text.is_some_and(holds_secret) {
         fields.refuse(name, "must not hold an API key, an invitation's code or a webhook's secret: it is recorded");
     }

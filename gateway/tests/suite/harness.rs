@@ -32,7 +32,7 @@ pub(crate) const READER: u8 = 2;
 /// The number of the operator's key.
 pub(crate) const OPERATOR: u8 = 3;
 
-/// The number of the key of a member who may decide about approvals, and manage members and stops.
+/// The number of the key of a member who may decide about approvals, and manage members, stops and policies.
 pub(crate) const MEMBER: u8 = 4;
 /// The number of a workload's key that may do the same, except to decide.
 pub(crate) const MANAGER: u8 = 5;
@@ -167,7 +167,7 @@ impl Stack {
     pub(crate) async fn with(change: impl FnOnce(&mut GatewayConfig)) -> Self {
         let bus = Bus::new();
         let tenant = [Scope::Check, Scope::DecisionsRead, Scope::RunsManage, Scope::KeysManage, Scope::WebhooksManage];
-        let managing = [Scope::MembersManage, Scope::StopsManage];
+        let managing = [Scope::MembersManage, Scope::StopsManage, Scope::PoliciesManage];
         let services = Arc::new(Services {
             identities: Mutex::new(vec![
                 identity(TENANT, "acc", tenant),

@@ -14,7 +14,7 @@ use stage0_backplane::{RequestError, Requests};
 use stage0_contract::{
     ApprovalEvent, ApprovalRef, ApprovalSource, CallerTexts, CheckRequest, CheckResponse, ClientOrigin,
     ClientRequestId, Decision, Durations, EvaluateReply, EvaluateRequest, Evaluation, KeyIdentity, LineType,
-    RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role, Severity, Verdict,
+    PolicyVersion, RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role, Severity, Verdict,
     recordable as recordable_line,
 };
 use tokio::time::Instant;
@@ -52,6 +52,8 @@ pub(super) struct Attempt<'a> {
     pub(super) client_request_id: Option<ClientRequestId>,
     /// The first attempt under the same idempotency key, if this is a later one.
     pub(super) repeats: Option<RequestId>,
+    /// The version that the caller wants to be decided by.
+    pub(super) min_policy: Option<PolicyVersion>,
     pub(super) deadline: Instant,
 }
 
@@ -85,10 +87,11 @@ impl Attempt<'_> {
     ) -> Result<HttpResponse, Failure> {
         let Self { state, context, identity, deadline, .. } = *self;
         let ParsedRequest { check, task_hash, bytes } = parsed;
-        if identity.holder.is_none() && !identity.rules.stops.is_empty() {
-            // Stops are judged with who asks.
+        if identity.holder.is_none() && (!identity.rules.stops.is_empty() || identity.rules.needs_published()) {
+            // Stops and published policies reach the evaluator with who asks.
             return Err(ApiError::Missing(Part::Service(Role::Keystore, How::Failed)).into());
         }
+        let required = self.required_policy(&check)?;
         let evaluated_at = state.state_store().clock().now().as_second();
         let message = EvaluateRequest {
             request_id: context.id,
@@ -114,6 +117,12 @@ impl Attempt<'_> {
             approval.url = state.public_url(&approval.url);
         }
         let used = used_approval(&decision, approval_source, context.id);
+        if let Err(error) = self.require_policy(&decision, required.as_ref()) {
+            if used.is_some() {
+                Box::pin(settle(state, &identity.account, &[], used)).await;
+            }
+            return Err(error.into());
+        }
         let decided = Decided { decision, recordable, source: approval_source, events, took: started.elapsed() };
         let answered =
             self.record_and_answer(&message.request, task_hash, bytes, evaluated_at, decided, &mut reservation);
@@ -122,6 +131,39 @@ impl Attempt<'_> {
             Box::pin(settle(state, &identity.account, &[], Some(used))).await;
         }
         answered
+    }
+
+    /// The version that must decide, if it is known before an evaluator is asked.
+    fn required_policy(&self, check: &CheckRequest) -> Result<Option<PolicyVersion>, ApiError> {
+        let rules = &self.identity.rules;
+        if rules.needs_published()
+            && let Some(instance) = self.state.instances.evaluator_without_policies(std::time::Instant::now())
+        {
+            return Err(ApiError::OldEvaluator(instance));
+        }
+        let active = rules.policy_of(check).cloned();
+        match (active, &self.min_policy) {
+            (Some(active), Some(wanted)) if active != *wanted => {
+                Err(ApiError::OtherPolicy { wanted: wanted.clone(), active: Some(active) })
+            }
+            (active, wanted) => Ok(active.or_else(|| wanted.clone())),
+        }
+    }
+
+    /// An answer says by which version it was decided. Another one than the account's comes from an evaluator of an
+    /// earlier release, which has not said so yet: it is not released.
+    fn require_policy(&self, decision: &Decision, required: Option<&PolicyVersion>) -> Result<(), ApiError> {
+        let decided_by = &decision.policy_version;
+        if required.is_none_or(|required| required == decided_by) && decision.floor_version == self.identity.rules.floor
+        {
+            return Ok(());
+        }
+        if let Some(wanted) = self.min_policy.clone().filter(|wanted| wanted != decided_by) {
+            return Err(ApiError::OtherPolicy { wanted, active: Some(decided_by.clone()) });
+        }
+        let (request_id, floor) = (self.context.id, &decision.floor_version);
+        tracing::error!(%request_id, %decided_by, ?floor, ?required, "another policy decided, refused");
+        Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Failed)))
     }
 
     async fn record_and_answer(

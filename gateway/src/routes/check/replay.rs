@@ -1,9 +1,10 @@
 //! Whether a recorded decision may be given again under its `Idempotency-Key`.
 //!
-//! Not once another policy version would decide, a stop covers the check, its approval or wider grant does not stand
-//! behind it any more, or, for a DEFER, its approval has changed its state. Then the check is decided like a first one.
+//! Not once another policy version or floor would decide, a stop covers the check, its approval or wider grant does not
+//! stand behind it any more, or, for a DEFER, its approval has changed its state. Then the check is decided like a
+//! first one.
 //! INVARIANT: what cannot be known is a 503, never the old decision. A decision without an approval, in an account
-//! without stops, costs the one request for the policy version that it always did.
+//! without stops, costs at most the one request for the policy version that it always did.
 
 use serde_json::Value;
 use stage0_backplane::RequestError;
@@ -35,7 +36,9 @@ pub(super) async fn still_holds(
     deadline: Instant,
 ) -> Result<bool, ApiError> {
     let question = Question { state, identity, deadline };
-    Ok(question.is_current_policy(&recorded.response.decided.policy_version, request).await?
+    let decided = &recorded.response.decided;
+    Ok(decided.floor_version == identity.rules.floor
+        && question.is_current_policy(&decided.policy_version, request).await?
         && !question.is_stopped(request).await?
         && question.is_backed(recorded).await?)
 }
@@ -49,6 +52,13 @@ struct Question<'a> {
 impl Question<'_> {
     /// Whether the policy version that decided then would decide now.
     async fn is_current_policy(&self, decided_by: &PolicyVersion, request: Request<'_>) -> Result<bool, ApiError> {
+        if !self.identity.rules.policy.is_empty() {
+            // A body that cannot be read is refused where it is parsed.
+            let Some(check) = self.read(request).await? else { return Ok(false) };
+            if let Some(active) = self.identity.rules.policy_of(&check) {
+                return Ok(active == decided_by);
+            }
+        }
         let named = match request {
             Request { parsed: Some(parsed), .. } => parsed.check.policy_pack_version.as_deref(),
             Request { submitted: Some(Submitted::Action(object)), .. } => {

@@ -89,6 +89,7 @@ const GROUPS: &[Group] = &[
             document!("policy/README.md", "Policy packs"),
             document!("policy/guide.md", "Your first rule"),
             document!("policy/recipes.md", "Policy recipes"),
+            document!("policy/publishing.md", "Publish and activate a policy"),
             document!("policy/facts.md", "Policy facts"),
             document!("policy/reference.md", "Policy reference"),
             document!("policy/secrets.md", "Secrets in requests"),
