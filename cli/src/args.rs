@@ -20,6 +20,7 @@ pub(crate) mod decisions;
 pub(crate) mod keys;
 pub(crate) mod members;
 pub(crate) mod nats;
+pub(crate) mod policies;
 pub(crate) mod policy;
 pub(crate) mod runs;
 pub(crate) mod stack;
@@ -33,7 +34,8 @@ use decisions::DecisionsCommand;
 use keys::KeysCommand;
 use members::MembersCommand;
 use nats::{NatsAdminCommand, NatsConfigArgs, NatsKeysCommand};
-use policy::PolicyCommand;
+use policies::POLICY_SERVER_COMMANDS;
+use policy::AnyPolicyCommand;
 use runs::RunsCommand;
 use stack::StackCommand;
 use stops::{ResumeArgs, StopArgs, StopsArgs};
@@ -58,12 +60,13 @@ pub(crate) const CLIENT_COMMANDS: &[&str] = &[
     "status",
 ];
 
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Run on this machine", &["dev", "receiver"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
     ("Ask a running server", CLIENT_COMMANDS),
     ("Look after a deployment", &["doctor", "health", "nats-config", "nats-admin", "nats-keys", "stack"]),
-    ("Work offline", &["policy", "completions"]),
+    ("Write and publish policies", &["policy"]),
+    ("Work offline", &["completions"]),
 ];
 
 const TEMPLATE: &str = "{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}Options:\n{options}{after-help}";
@@ -246,17 +249,19 @@ Examples:
   stage0 accounts set-retention acc_0w3ge1r7 --days 90
   stage0 accounts list --json")]
     Accounts(AccountsCommand),
-    /// Writes, tests and explains policy packs
+    /// Writes, tests and explains policy packs; publishes and activates them
     #[command(subcommand)]
     #[command(after_help = "\
-All of it runs here, without a server and without a key.
+`publish`, `activate`, `rollback`, `history`, `list` and `show` ask a server. All others run here, without a server and
+without a key.
 
 Examples:
   stage0 policy new ./packs/my-pack
   stage0 policy test ./packs/my-pack --watch
   stage0 policy explain ./packs/my-pack action.json
-  stage0 policy lint ./packs/my-pack")]
-    Policy(PolicyCommand),
+  stage0 policy publish ./packs/my-pack
+  stage0 policy activate my-pack@1.2.0 --environment staging")]
+    Policy(AnyPolicyCommand),
     /// Shows the running processes, their versions and how far deliveries are behind
     #[command(after_help = "\
 Uses an operator's key: from --key-file, else `<data-dir>/operator.key`. Exit code 1: a role is missing or not
@@ -397,6 +402,10 @@ pub(crate) fn command() -> Command {
     }
     command = command.mut_subcommand("doctor", |doctor| {
         doctor.mut_subcommand("account", |account| with_flags(account, CommandKind::Client))
+    });
+    command = command.mut_subcommand("policy", |policy| {
+        let server = POLICY_SERVER_COMMANDS.into_iter();
+        server.fold(policy, |policy, name| policy.mut_subcommand(name, |sub| with_flags(sub, CommandKind::Client)))
     });
     let groups = grouped(&command);
     reflowed(command.before_help(groups))

@@ -58,6 +58,7 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
         let gateway = Gateway::build(config, workers_connect(bus.clone())).await?;
         let exporter = AuditExport::build(export, bus.connect()).await?;
         let probe = probes::gateway(bus.connect(), audit, Some(exporter.lag()));
+        let probe = probes::with_policies(probe, evaluator.policies());
         let url = format!("https://{}{base_path}", reachable(gateway.addr()));
         let policy = evaluator.active().clone();
 

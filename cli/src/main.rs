@@ -28,6 +28,7 @@ mod nats_config;
 mod nats_safety;
 mod new_file;
 mod out;
+mod policies;
 mod policy;
 mod receiver;
 mod roles;

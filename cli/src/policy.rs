@@ -6,7 +6,7 @@
 mod diff;
 mod explain;
 mod facts;
-mod faults;
+pub(crate) mod faults;
 mod fmt;
 mod junit;
 mod lineage;
@@ -48,7 +48,7 @@ pub(crate) fn run(command: &PolicyCommand) -> anyhow::Result<Exit> {
 }
 
 /// Refuses a folder of something else: every one of its files would be a fault. As JSON these are the answer.
-fn ensure_pack(dir: &Path, as_json: bool) -> anyhow::Result<()> {
+pub(crate) fn ensure_pack(dir: &Path, as_json: bool) -> anyhow::Result<()> {
     let is_other = !as_json && dir.is_dir() && !dir.join(MANIFEST).exists();
     ensure!(
         !is_other,

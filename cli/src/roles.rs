@@ -59,6 +59,7 @@ pub(crate) fn evaluator(settings: OnNats<EvaluatorSettings>) -> Exit {
         let Some(evaluator) = or_stop(&stop, building).await? else { return Ok(()) };
         tracing::info!(version = VERSION, policy_version = %evaluator.active(), "evaluator starts");
         let probe = probes::evaluator(own.clone(), evaluator.active().clone());
+        let probe = probes::with_policies(probe, evaluator.policies());
         let heartbeat = HeartbeatTask::start(&health, &[Role::Evaluator], own.clone(), probe, &stop);
         let served = evaluator.run_until(stop.cancelled_owned()).await;
         heartbeat.stop().await;

@@ -6,13 +6,14 @@ use anyhow::Context as _;
 use clap::FromArgMatches as _;
 use stage0_runtime::settings::Mistakes;
 
+use crate::args::policy::AnyPolicyCommand;
 use crate::args::{self, Cli, CliCommand, DoctorRole, Json};
 use crate::exit::{Exit, ended};
 use crate::settings::client::ClientSettings;
 use crate::settings::{CommandKind, Sources, markdown, roles as of};
 use crate::{
     accounts, approvals, check, decisions, dev, doctor, health, keys, members, message_keys, nats_admin, nats_config,
-    out, policy, receiver, roles, runs, stack, status, stops, usage, webhooks,
+    out, policies, policy, receiver, roles, runs, stack, status, stops, usage, webhooks,
 };
 
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
@@ -86,7 +87,10 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         }
         CliCommand::NatsKeys(command) => ended(message_keys::run(command)),
         CliCommand::Stack(command) => ended(stack::run(command)),
-        CliCommand::Policy(command) => ended(policy::run(&command)),
+        CliCommand::Policy(AnyPolicyCommand::Offline(command)) => ended(policy::run(&command)),
+        CliCommand::Policy(AnyPolicyCommand::Server(command)) => {
+            ask(given(CommandKind::Client), |s| policies::run(&command, s))
+        }
         CliCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut args::command(), "stage0", &mut script);

@@ -162,6 +162,8 @@ mod tests {
             policy_version: None,
             delivery: None,
             log_edition: InstanceHeartbeat::LOG_EDITION,
+            policy_edition: InstanceHeartbeat::POLICY_EDITION,
+            policies: Vec::new(),
         };
         InstanceStatus { seen, seconds_ago: 9 }
     }

@@ -27,6 +27,8 @@ mod members;
 mod modes;
 #[path = "suite/nats_keys.rs"]
 mod nats_keys;
+#[path = "suite/policies.rs"]
+mod policies;
 #[path = "suite/policy.rs"]
 mod policy;
 #[path = "suite/policy_diff.rs"]

@@ -6,6 +6,16 @@ use clap::{ArgGroup, Args, Subcommand};
 use jiff::Timestamp;
 use stage0_policy::Lint;
 
+use super::policies::PoliciesCommand;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AnyPolicyCommand {
+    #[command(flatten)]
+    Offline(PolicyCommand),
+    #[command(flatten)]
+    Server(PoliciesCommand),
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Writes a pack to start from: it extends the baseline, has a rule of its own, and passes its cases

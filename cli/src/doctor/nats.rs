@@ -395,6 +395,8 @@ mod tests {
             policy_version: None,
             delivery: None,
             log_edition,
+            policy_edition: 0,
+            policies: Vec::new(),
         };
         assert_eq!(log_editions(&[]).severity, Severity::Skipped);
         let new = heartbeat("new", InstanceHeartbeat::LOG_EDITION);

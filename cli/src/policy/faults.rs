@@ -30,7 +30,7 @@ pub(super) fn locate<'f>(dir: &Path, faults: impl IntoIterator<Item = &'f mut Fa
 }
 
 /// A refusal, each of its faults shown where it stands.
-pub(super) fn refused(dir: &Path, mut refused: PackError) -> anyhow::Error {
+pub(crate) fn refused(dir: &Path, mut refused: PackError) -> anyhow::Error {
     locate(dir, &mut refused.faults);
     let count = match refused.faults.len() {
         1 => "1 fault".to_owned(),
@@ -223,7 +223,7 @@ fn visible(text: &str) -> String {
 }
 
 /// As JSON has it: every fault with its column.
-pub(super) fn for_json(dir: &Path, mut refused: PackError) -> Vec<Fault> {
+pub(crate) fn for_json(dir: &Path, mut refused: PackError) -> Vec<Fault> {
     locate(dir, &mut refused.faults);
     refused.faults
 }

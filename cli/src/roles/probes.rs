@@ -5,6 +5,7 @@ use std::time::Duration;
 use stage0_audit_export::{Lag, LagTracker, Listing};
 use stage0_backplane::Backplane;
 use stage0_contract::{DeliveryLag, PolicyVersion, RUN_RECORDS};
+use stage0_evaluator::LoadedPolicies;
 use stage0_gateway::Audit;
 use stage0_keystore::Health;
 use stage0_runtime::heartbeat::{HealthReport, Probe};
@@ -23,7 +24,7 @@ pub(crate) fn gateway(own: Backplane, audit: Audit, lag: Option<LagTracker>) -> 
             let stage0_gateway::Probe { faults, mut remarks, policy_version } =
                 stage0_gateway::probe(&own, audit).await;
             remarks.extend(stopped);
-            HealthReport { faults, remarks, policy_version, delivery }
+            HealthReport { faults, remarks, policy_version, delivery, ..HealthReport::default() }
         })
     })
 }
@@ -45,6 +46,14 @@ pub(crate) fn evaluator(own: Backplane, active: PolicyVersion) -> Probe {
             }
             report
         })
+    })
+}
+
+/// The same probe in a process that decides checks: it also says which published policies are loaded.
+pub(crate) fn with_policies(probe: Probe, policies: LoadedPolicies) -> Probe {
+    Box::new(move || {
+        let (report, policies) = (probe(), policies.clone());
+        Box::pin(async move { HealthReport { policies: policies.versions(), ..report.await } })
     })
 }
 

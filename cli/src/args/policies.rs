@@ -1,0 +1,141 @@
+//! Arguments of the commands of `stage0 policy` that ask a server.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use stage0_contract::{AccountId, PolicyVersion};
+
+/// The names of these commands, which take the settings of a connection.
+pub(crate) const POLICY_SERVER_COMMANDS: [&str; 6] = ["publish", "activate", "rollback", "history", "list", "show"];
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoliciesCommand {
+    /// Publishes a pack: validates it, runs its cases, and brings it to every evaluator; nothing decides by it yet
+    #[command(after_help = "\
+The packs that it extends are published with it, except those that are compiled in. What is published never changes:
+raise `version` in pack.toml for other content.
+
+Uses the key of --key-file, else of STAGE0_API_KEY, else `<data-dir>/operator.key`. It needs the scope
+`policies:manage`, or `operator`.
+
+Example:
+  stage0 policy publish ./packs/my-pack")]
+    Publish(PublishArgs),
+    /// Makes a published pack decide: every check of the account, or those in one environment
+    #[command(after_help = "\
+It holds at every gateway within a second. Takes `name@1.0.0` or the whole version. Uses the same keys as `publish`.
+
+Examples:
+  stage0 policy activate my-pack@1.2.0 --environment staging --reason 'try the limit of refunds'
+  stage0 policy activate my-pack@1.2.0 --wait
+  stage0 policy activate house-rules@3.0.0 --floor --key-file operator.key")]
+    Activate(ActivateArgs),
+    /// Makes active what was active before the last activation
+    #[command(after_help = "\
+Uses the same keys as `publish`.
+
+Example:
+  stage0 policy rollback --environment staging --reason 'refunds of partners were denied'")]
+    Rollback(RollbackArgs),
+    /// Lists what was active when, and who changed it; the newest first
+    #[command(after_help = "\
+Uses the same keys as `publish`.
+
+Example:
+  stage0 policy history --limit 20")]
+    History(HistoryArgs),
+    /// Lists published packs, and where each is active
+    #[command(after_help = "\
+Uses the same keys as `publish`.
+
+Example:
+  stage0 policy list")]
+    List(OfAccount),
+    /// Shows a published pack, and which evaluators have it
+    #[command(after_help = "\
+Takes `name@1.0.0` or the whole version. Uses the same keys as `publish`.
+
+Examples:
+  stage0 policy show my-pack@1.2.0
+  stage0 policy show my-pack@1.2.0 --files --json")]
+    Show(ShowArgs),
+}
+
+/// Whose policies, and in which form they are printed.
+#[derive(Debug, Args)]
+pub(crate) struct OfAccount {
+    /// Account; needs an operator's key
+    #[arg(long, value_parser = AccountId::parse)]
+    pub(crate) account: Option<AccountId>,
+    /// The operator's own, for every account; needs an operator's key
+    #[arg(long, conflicts_with = "account")]
+    pub(crate) all_accounts: bool,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PublishArgs {
+    /// Directory of the pack
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) of: OfAccount,
+}
+
+/// What an activation or a rollback is about.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceArgs {
+    /// Only for checks in this environment, by any of its names
+    #[arg(long, value_name = "NAME")]
+    pub(crate) environment: Option<String>,
+    /// The floor: a pack that is evaluated beside every other, and that none can be milder than; needs an operator's
+    /// key
+    #[arg(long, conflicts_with_all = ["environment", "account"])]
+    pub(crate) floor: bool,
+    /// Why, for people
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// The version that is active now: if another one is, nothing changes
+    #[arg(long, value_name = "VERSION", value_parser = PolicyVersion::parse)]
+    pub(crate) expected: Option<PolicyVersion>,
+    #[command(flatten)]
+    pub(crate) of: OfAccount,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ActivateArgs {
+    /// The version, as `stage0 policy list` lists it; the digest may be left out
+    pub(crate) version: String,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// Returns when every evaluator has loaded it; exit code 1 if one has not within a minute
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArgs {
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// Most changes to list
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
+    #[command(flatten)]
+    pub(crate) of: OfAccount,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The version, as `stage0 policy list` lists it; the digest may be left out
+    pub(crate) version: String,
+    /// Shows its files too
+    #[arg(long)]
+    pub(crate) files: bool,
+    #[command(flatten)]
+    pub(crate) of: OfAccount,
+}

@@ -1,0 +1,294 @@
+//! `stage0 policy publish`, `activate`, `rollback`, `history`, `list` and `show`: packs on a server.
+//!
+//! A pack is loaded here before it is sent, so that its faults are shown where they stand in its files. What the server
+//! then finds wrong is its own release's view of it.
+
+mod show;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use reqwest::Method;
+use serde_json::{Value, json};
+use stage0_contract::{
+    AccountId, Activation, ActivationKind, Page, PoliciesInForce, PolicyVersion, PublishedPolicy, ShownPolicy,
+};
+use stage0_policy::Pack;
+use tokio::time::Instant;
+
+use crate::args::policies::{ActivateArgs, HistoryArgs, OfAccount, PlaceArgs, PoliciesCommand, PublishArgs, ShowArgs};
+use crate::client::{Client, ClientError, Credential, Limit, Query, Target, parse, runtime};
+use crate::exit::Exit;
+use crate::keys::set;
+use crate::out;
+use crate::policy::{ensure_pack, faults};
+use crate::settings::client::ClientSettings;
+
+const POLICIES: [&str; 2] = ["v1", "policies"];
+const PAGE_SIZE: u32 = 100;
+/// An evaluator runs all cases of a pack before it is published.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long `--wait` waits for the evaluators, and how often it asks.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+const WAIT_INTERVAL: Duration = Duration::from_millis(500);
+
+pub(crate) fn run(command: &PoliciesCommand, settings: &ClientSettings) -> anyhow::Result<Exit> {
+    runtime()?.block_on(async {
+        match command {
+            PoliciesCommand::Publish(args) => publish(args, settings).await,
+            PoliciesCommand::Activate(args) => activate(args, settings).await,
+            PoliciesCommand::Rollback(args) => rollback(&args.place, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::History(args) => history(args, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::List(of) => list(of, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Show(args) => show(args, settings).await.map(|()| Exit::Done),
+        }
+    })
+}
+
+fn connect(settings: &ClientSettings, timeout: Duration) -> anyhow::Result<Client> {
+    Ok(Client::new(Target::find(settings, Credential::AccountOrOperator)?, timeout)?)
+}
+
+/// The account to name; none: that of the key, or with an operator's key every account.
+fn account<'a>(of: &'a OfAccount, client: &'a Client) -> Option<&'a AccountId> {
+    of.account.as_ref().or(client.account()).filter(|_| !of.all_accounts)
+}
+
+async fn publish(PublishArgs { dir, of }: &PublishArgs, settings: &ClientSettings) -> anyhow::Result<Exit> {
+    ensure_pack(dir, of.json)?;
+    let refused = |refused| {
+        if of.json {
+            out::json(&json!({"published": false, "faults": faults::for_json(dir, refused)}))?;
+            return Ok(Exit::Failed);
+        }
+        Err(faults::refused(dir, refused))
+    };
+    let bundle = match Pack::bundle(dir) {
+        Ok(bundle) => bundle,
+        Err(error) => return refused(error),
+    };
+    match Pack::from_bundle(&bundle) {
+        Ok(_) => {}
+        Err(error) if error.pack + 1 == bundle.packs.len() => return refused(error.refused),
+        // Its files are in another directory.
+        Err(error) => return Err(anyhow::Error::new(error).context("a pack that this one extends is refused")),
+    }
+    let client = connect(settings, settings.timeout_or(PUBLISH_TIMEOUT))?;
+    let mut body = json!(bundle);
+    set(&mut body, "account", account(of, &client).map(AccountId::as_str));
+    let answer: Value = client.call(Method::POST, &POLICIES, &[], Some(&body)).await?;
+    if of.json {
+        out::json(&answer)?;
+        return Ok(Exit::Done);
+    }
+    let policy: PublishedPolicy = parse(&answer)?;
+    let version = &policy.summary.version;
+    out::line(format!("{}\n\n`stage0 policy activate {version}` makes it decide.", show::published(&policy)))?;
+    Ok(Exit::Done)
+}
+
+async fn activate(
+    ActivateArgs { version, place, wait }: &ActivateArgs,
+    settings: &ClientSettings,
+) -> anyhow::Result<Exit> {
+    let client = connect(settings, settings.timeout)?;
+    let version = resolve(&client, version, &place.of).await?;
+    let [v1, policies] = POLICIES;
+    let path = [v1, policies, version.as_str(), "activate"];
+    let answer: Value = client.call(Method::POST, &path, &[], Some(&body_of(place, &client))).await?;
+    changed(&answer, place)?;
+    if !wait {
+        return Ok(Exit::Done);
+    }
+    let missing = wait_for(&client, &version, &place.of).await?;
+    if missing.is_empty() {
+        out::stderr_line("every evaluator has it");
+        return Ok(Exit::Done);
+    }
+    out::stderr_line(format!("active, and not loaded within {WAIT_TIMEOUT:?} by {}", missing.join(", ")));
+    Ok(Exit::Failed)
+}
+
+async fn rollback(place: &PlaceArgs, settings: &ClientSettings) -> anyhow::Result<()> {
+    let client = connect(settings, settings.timeout)?;
+    let [v1, policies] = POLICIES;
+    let body = body_of(place, &client);
+    let answer: Value = client.call(Method::POST, &[v1, policies, "rollback"], &[], Some(&body)).await?;
+    changed(&answer, place)
+}
+
+fn body_of(place: &PlaceArgs, client: &Client) -> Value {
+    let PlaceArgs { environment, floor, reason, expected, of } = place;
+    let mut body = json!({});
+    set(&mut body, "environment", environment.as_deref());
+    set(&mut body, "floor", floor.then_some(true));
+    set(&mut body, "reason", reason.as_deref());
+    set(&mut body, "expected", expected.as_ref().map(PolicyVersion::as_str));
+    // The floor is of every account.
+    set(&mut body, "account", account(of, client).filter(|_| !floor).map(AccountId::as_str));
+    body
+}
+
+fn changed(answer: &Value, place: &PlaceArgs) -> anyhow::Result<()> {
+    if place.of.json {
+        return out::json(answer);
+    }
+    let activation: Activation = parse(answer)?;
+    let what = match activation.kind {
+        ActivationKind::Activated => "activated",
+        ActivationKind::RolledBack => "rolled back",
+    };
+    Ok(out::line(format!("{what}\n{}", show::activation(&activation)))?)
+}
+
+/// Waits until every evaluator has loaded a version; the names of those that have not in time.
+async fn wait_for(client: &Client, version: &PolicyVersion, of: &OfAccount) -> Result<Vec<String>, ClientError> {
+    let end = Instant::now() + WAIT_TIMEOUT;
+    loop {
+        let shown = fetch(client, version, of, false).await?;
+        let shown: ShownPolicy = parse(&shown)?;
+        let missing = shown.evaluators.iter().filter(|one| !one.loaded).map(|one| one.instance.clone());
+        let missing: Vec<String> = missing.collect();
+        // A gateway that has just started sees no evaluator yet.
+        let is_done = missing.is_empty() && !shown.evaluators.is_empty();
+        if is_done {
+            return Ok(missing);
+        }
+        if Instant::now() >= end {
+            return Ok(if missing.is_empty() {
+                vec!["any evaluator: the gateway sees none".to_owned()]
+            } else {
+                missing
+            });
+        }
+        tokio::time::sleep(WAIT_INTERVAL).await;
+    }
+}
+
+async fn history(HistoryArgs { limit, of }: &HistoryArgs, settings: &ClientSettings) -> anyhow::Result<()> {
+    let client = connect(settings, settings.timeout)?;
+    let [v1, policies] = POLICIES;
+    let query = Query::default().with("account", account(of, &client));
+    let limit = Limit { items: *limit, per_page: PAGE_SIZE };
+    let changes: Page<Value> = client.list(&[v1, policies, "history"], &query, Some(limit)).await?;
+    if of.json {
+        return out::json(&changes);
+    }
+    if changes.items.is_empty() {
+        out::stderr_line("nothing was activated here");
+    }
+    let changes = changes.items.iter().map(parse::<Activation>).collect::<Result<Vec<_>, _>>()?;
+    Ok(show::history(&changes).print()?)
+}
+
+async fn list(of: &OfAccount, settings: &ClientSettings) -> anyhow::Result<()> {
+    let client = connect(settings, settings.timeout)?;
+    let policies = published(&client, of).await?;
+    if of.json {
+        return out::json(&policies);
+    }
+    if policies.items.is_empty() {
+        out::stderr_line("no policy is published");
+    }
+    let [v1, all] = POLICIES;
+    let query = Query::default().with("account", account(of, &client));
+    let in_force: PoliciesInForce = client.call(Method::GET, &[v1, all, "active"], &query.pairs(), None).await?;
+    let policies = policies.items.iter().map(parse::<PublishedPolicy>).collect::<Result<Vec<_>, _>>()?;
+    Ok(show::list(&policies, &in_force).print()?)
+}
+
+async fn published(client: &Client, of: &OfAccount) -> anyhow::Result<Page<Value>> {
+    let query = Query::default().with("account", account(of, client));
+    Ok(client.list(&POLICIES, &query, None).await?)
+}
+
+async fn show(ShowArgs { version, files, of }: &ShowArgs, settings: &ClientSettings) -> anyhow::Result<()> {
+    let client = connect(settings, settings.timeout)?;
+    let version = resolve(&client, version, of).await?;
+    let answer = fetch(&client, &version, of, *files).await?;
+    if of.json {
+        return out::json(&answer);
+    }
+    Ok(out::line(show::shown(&parse(&answer)?))?)
+}
+
+async fn fetch(client: &Client, version: &PolicyVersion, of: &OfAccount, files: bool) -> Result<Value, ClientError> {
+    let [v1, policies] = POLICIES;
+    let query = Query::default().with("account", account(of, client)).with("files", files.then_some(true));
+    client.call(Method::GET, &[v1, policies, version.as_str()], &query.pairs(), None).await
+}
+
+/// The whole version: as it is written, or the published one with this name and number.
+async fn resolve(client: &Client, wanted: &str, of: &OfAccount) -> anyhow::Result<PolicyVersion> {
+    if wanted.contains('+') {
+        return PolicyVersion::parse(wanted).with_context(|| format!("`{}`", out::plain(wanted)));
+    }
+    let published = published(client, of).await?;
+    let versions =
+        published.items.iter().map(|policy| parse(policy).map(|policy: PublishedPolicy| policy.summary.version));
+    let versions = versions.collect::<Result<Vec<PolicyVersion>, ClientError>>()?;
+    named(&versions, wanted)
+}
+
+/// The only version with this name and number.
+fn named(versions: &[PolicyVersion], wanted: &str) -> anyhow::Result<PolicyVersion> {
+    let is_it = |version: &&PolicyVersion| version.as_str().split('+').next() == Some(wanted);
+    let mut found: Vec<&PolicyVersion> = versions.iter().filter(is_it).collect();
+    found.dedup();
+    let shown = out::plain(wanted);
+    ensure!(
+        found.len() < 2,
+        "`{shown}` is published with two contents, by the account and by the operator: name the whole version, {}",
+        found.iter().map(|version| version.as_str()).collect::<Vec<_>>().join(" or ")
+    );
+    let found = found.first().map(|version| (*version).clone());
+    found.with_context(|| format!("no policy `{shown}` is published: `stage0 policy list` shows what is"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::policy::AnyPolicyCommand;
+    use crate::args::{Cli, CliCommand};
+
+    fn version(text: &str) -> PolicyVersion {
+        PolicyVersion::parse(text).unwrap()
+    }
+
+    fn parsed(arguments: &[&str]) -> Result<PoliciesCommand, clap::Error> {
+        let cli = Cli::try_parse_from([&["stage0", "policy"], arguments].concat())?;
+        let CliCommand::Policy(AnyPolicyCommand::Server(command)) = cli.command else { panic!("another command") };
+        Ok(command)
+    }
+
+    #[test]
+    fn a_name_and_a_number_stand_for_the_only_version_that_has_them() {
+        let versions = [version("a@1.0.0+000000000001"), version("a@1.0.1+000000000002")];
+        assert_eq!(named(&versions, "a@1.0.1").unwrap(), versions[1]);
+        for missing in ["a", "a@1", "a@1.0.2", "b@1.0.0", ""] {
+            let error = named(&versions, missing).unwrap_err().to_string();
+            assert!(error.contains("`stage0 policy list` shows what is"), "{error}");
+        }
+        let two = [version("a@1.0.0+000000000001"), version("a@1.0.0+000000000002")];
+        let error = named(&two, "a@1.0.0").unwrap_err().to_string();
+        assert!(error.contains("a@1.0.0+000000000001 or a@1.0.0+000000000002"), "{error}");
+    }
+
+    #[test]
+    fn the_floor_is_of_no_account_and_of_no_environment() {
+        for wrong in [
+            &["activate", "a@1.0.0", "--floor", "--environment", "prod"][..],
+            &["activate", "a@1.0.0", "--floor", "--account", "acc"],
+            &["activate", "a@1.0.0", "--all-accounts", "--account", "acc"],
+            &["activate"],
+            &["rollback", "--expected", "a@1.0.0"],
+            &["history", "--limit", "0"],
+        ] {
+            assert!(parsed(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(parsed(&["activate", "a@1.0.0", "--floor", "--reason", "r"]).is_ok());
+        assert!(parsed(&["rollback", "--expected", "a@1.0.0+000000000001"]).is_ok());
+    }
+}
