@@ -43,6 +43,7 @@ mod openapi;
 mod outage;
 mod own_rules;
 mod plain_http;
+mod policies;
 mod recording;
 mod refusals;
 mod retention;

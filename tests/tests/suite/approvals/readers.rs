@@ -34,6 +34,8 @@ fn heartbeat(role: Role, log_edition: u32) -> InstanceHeartbeat {
         policy_version: None,
         delivery: None,
         log_edition,
+        policy_edition: 0,
+        policies: Vec::new(),
     }
 }
 
