@@ -11,8 +11,8 @@ use cedar_policy::{
 };
 use jiff::Timestamp;
 use stage0_contract::{
-    AccountId, ActionDigest, Actor, ApprovalTerms, CheckRequest, Decision, EvaluateRequest, Evaluation, FieldError,
-    Grant, Stop,
+    AccountId, ActionDigest, Actor, ApprovalTerms, CheckRequest, Decision, Effect, EvaluateRequest, Evaluation,
+    FieldError, Grant, Stop,
 };
 
 use crate::approval::{Answer, Approvals, HeldApproval};
@@ -20,13 +20,12 @@ use crate::decision;
 use crate::explain::{Explanation, Proposed};
 use crate::facts::{
     Asking, Attribute, Attributes, Before, Circumstances, EvaluateError, Facts, Groups, NamedCaller, RunSnapshot,
-    Trigger, Triggers, covering_stop, grant_covers, resolved_environment,
+    Trigger, Triggers, covering_stop, grant_covers, resolved_environment, without_claim,
 };
 use crate::files::{Fault, PackError};
 use crate::pack::{Pack, rekeyed};
 use crate::redaction::{ActionSummary, redacted_texts};
 use crate::rule::{Outcome, Rule};
-use crate::secrets;
 use crate::time_limit::TimeLimit;
 
 /// The action of the schema that every rule is about.
@@ -118,21 +117,37 @@ impl Engine {
         let circumstances = self.circumstances(check, snapshot, held);
         let facts = Facts::read(request, &self.pack, &circumstances, limit)?;
         limit.check()?;
-        let (decision, terms) = match stop {
-            Some(stop) => (decision::stopped(&self.pack, request, &facts, stop), None),
+        let (decision, terms, source) = match stop {
+            Some(stop) => (decision::stopped(&self.pack, request, &facts, stop), None, None),
             None => {
                 let outcome = self.evaluate(&facts);
                 let decision = decision::assemble(&self.pack, request, &facts, &outcome);
                 let terms = decision::terms(&self.pack, &outcome, decision.verdict);
-                (decision, terms)
+                let settles = || self.claim_settles(request, &outcome, &circumstances, limit);
+                let source = decision::source(&facts, decision.verdict, settles)?;
+                (decision, terms, source)
             }
         };
         let action = ActionSummary::of(&facts);
         let recordable = Some(redacted_texts(check, action, &facts.secrets, self.pack.secrets(), limit)?);
         limit.check()?;
-        let approval_source = decision::source(&facts, decision.verdict);
-        let evaluation = Evaluation { decision, recordable, approval_source, events: Vec::new() };
+        let evaluation = Evaluation { decision, recordable, approval_source: source, events: Vec::new() };
         Ok(Answer { evaluation, run: facts.run, terms, stopped: stop.is_some() })
+    }
+
+    /// Whether a rule would object if the caller did not say that the action is approved. A rule of an organisation may
+    /// ask for an approval where nothing else does.
+    fn claim_settles(
+        &self,
+        request: &CheckRequest,
+        outcome: &Outcome<'_>,
+        circumstances: &Circumstances<'_>,
+        limit: TimeLimit,
+    ) -> Result<bool, EvaluateError> {
+        let facts = Facts::read(&without_claim(request), &self.pack, circumstances, limit)?;
+        let unapproved = self.evaluate(&facts);
+        let is_new = |rule: &&&Rule| !outcome.matched.iter().any(|matched| matched.id == rule.id);
+        Ok(unapproved.matched.iter().filter(is_new).any(|rule| rule.effect != Effect::Advise))
     }
 
     /// What a check is decided by on a server.
@@ -177,7 +192,7 @@ impl Engine {
 
     /// A text with every secret in it masked.
     pub fn mask(&self, text: &str) -> String {
-        secrets::mask(text, self.pack.secrets())
+        self.pack.mask(text)
     }
 
     /// Decides a request and explains how the decision came about.

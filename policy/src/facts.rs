@@ -48,7 +48,7 @@ pub use run::{Reported, RunFacts, RunSnapshot, ToolCalls};
 pub use table::{FactRow, table};
 
 pub(crate) use access::resolved_environment;
-pub(crate) use approval::Status as ApprovalStatus;
+pub(crate) use approval::{Status as ApprovalStatus, without_claim};
 pub(crate) use caller::{Asking, NamedCaller};
 pub(crate) use canonical::Canonical;
 pub(crate) use cover::{covering_stop, grant_covers};

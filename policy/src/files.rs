@@ -13,7 +13,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use stage0_contract::MAX_FILE_NAME_BYTES;
+use stage0_contract::{MAX_PACK_FILES as MAX_FILES, bad_file_name, shown_file_name};
 
 pub(crate) use embedded::{BASELINE, EMBEDDED, Embedded};
 pub use fault::{Fault, PackError};
@@ -36,7 +36,6 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 const MAX_WORDS_BYTES: u64 = 256 << 10;
 /// The largest pack, all files together.
 const MAX_PACK_BYTES: u64 = 8 << 20;
-const MAX_FILES: usize = 100;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Files(BTreeMap<String, Cow<'static, str>>);
@@ -123,7 +122,7 @@ impl Files {
     }
 
     pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.iter().filter(|(name, _)| name.ends_with(POLICY_ENDING))
+        self.iter().filter(|(name, _)| is_policy(name))
     }
 
     /// The files of cases, by name: `cases*.json`.
@@ -138,9 +137,14 @@ impl Files {
 
     pub(crate) fn unexpected(&self) -> Vec<Fault> {
         const KNOWN: [&str; 8] = [MANIFEST, SCHEMA, VOCABULARY, EFFECTS, TOOLS, CONSTRAINTS, CODES, SECRETS];
-        let known = |name: &str| KNOWN.contains(&name) || is_cases(name) || name.ends_with(POLICY_ENDING);
+        let known = |name: &str| KNOWN.contains(&name) || is_cases(name) || is_policy(name);
         self.iter().filter(|(name, _)| !known(name)).map(|(name, _)| Fault::new(name, "is no file of a pack")).collect()
     }
+}
+
+/// Whether a file has rules.
+pub(crate) fn is_policy(name: &str) -> bool {
+    name.ends_with(POLICY_ENDING)
 }
 
 fn is_cases(name: &str) -> bool {
@@ -159,16 +163,10 @@ fn limit_of(name: &str) -> u64 {
     if has_words { MAX_WORDS_BYTES } else { MAX_FILE_BYTES }
 }
 
-/// Why a received file cannot be one of a pack. A folder has only files with plain names.
+/// Why a received file cannot be one of a pack.
 fn unfit(name: &str, text: &str) -> Option<Fault> {
-    let is_plain = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
-    if !(1..=MAX_FILE_NAME_BYTES).contains(&name.len()) || name.starts_with('.') || !name.chars().all(is_plain) {
-        let shown: String = name.chars().take(MAX_FILE_NAME_BYTES).collect();
-        let message = format!(
-            "the name of a file must be 1 to {MAX_FILE_NAME_BYTES} bytes long, without `/`, `\\`, `:` and control \
-             characters, and must not start with `.`"
-        );
-        return Some(Fault::new(&shown, message));
+    if let Some(message) = bad_file_name(name) {
+        return Some(Fault::new(&shown_file_name(name), message));
     }
     let limit = limit_of(name);
     let is_larger = u64::try_from(text.len()).unwrap_or(u64::MAX) > limit;

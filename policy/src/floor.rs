@@ -86,7 +86,11 @@ fn together(own: Decision, floor: Decision, hides: bool) -> Decision {
 /// once, unless the floor is the stricter one: then its issues are why.
 fn issues(own: Vec<Issue>, floor: Vec<Issue>, version: &PolicyVersion, is_stricter: bool, hides: bool) -> Vec<Issue> {
     let is_known = |issue: &Issue| {
-        let same = |other: &Issue| other.code == issue.code && other.rule == issue.rule;
+        // A rule of the same name may ask for something else.
+        let same = |other: &Issue| {
+            (&other.code, &other.rule, &other.message, &other.details)
+                == (&issue.code, &issue.rule, &issue.message, &issue.details)
+        };
         !is_stricter && own.iter().any(|other| same(other) && other.severity >= issue.severity)
     };
     let marked = floor.into_iter().filter(|issue| !is_known(issue)).map(|mut issue| {

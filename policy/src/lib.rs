@@ -39,5 +39,8 @@ pub use facts::{
 pub use files::{Fault, PackError};
 pub use format::{Acceptance, FormattedFile, accept_case, format_pack};
 pub use lint::{Finding, Lint};
-pub use pack::{BundleError, CaseOutcome, Expectation, Pack, PackSet, PackSetError, Reason, Weakened, demand};
+pub use pack::{
+    BundleError, CaseOutcome, Expectation, MAX_LOADED_RULE_BYTES, MAX_RULE_BYTES, Pack, PackSet, PackSetError, Reason,
+    Weakened, demand,
+};
 pub use time_limit::{OutOfTime, TimeLimit};

@@ -14,6 +14,7 @@ mod compared;
 mod digest;
 mod extends;
 mod inherit;
+mod judge;
 mod load;
 mod manifest;
 mod merge;
@@ -39,6 +40,7 @@ use crate::vocabulary::{self, Edition, Vocabulary, Windows};
 
 pub use bundle::BundleError;
 pub use cases::Expectation;
+pub use judge::{MAX_LOADED_RULE_BYTES, MAX_RULE_BYTES};
 pub use proof::{CaseOutcome, Reason, demand};
 pub use set::{PackSet, PackSetError};
 pub use weakens::Weakened;
@@ -200,6 +202,11 @@ impl Pack {
     /// The number of cases.
     pub fn case_count(&self) -> usize {
         self.case_count
+    }
+
+    /// A text with every secret in it masked, by the forms of this pack.
+    pub fn mask(&self, text: &str) -> String {
+        crate::secrets::mask(text, self.secrets())
     }
 
     /// Finds secrets by the forms of this pack.

@@ -1,6 +1,7 @@
 //! The time limit of a decision.
 //!
-//! It is checked between the steps of a decision and between the texts of a request, never within a step.
+//! It is checked between the steps of a decision and between the texts of a request, never within a step, and between
+//! the cases of a pack that is judged.
 //! INVARIANT: an evaluation that ran out of time is no decision and does not change the state of a run.
 
 use std::time::Instant;
@@ -21,6 +22,11 @@ impl TimeLimit {
     /// Three quarters of the way to the deadline, so that the caller has the error before it asks another evaluator.
     pub fn before(deadline: Instant, now: Instant) -> Self {
         Self(Some(now + deadline.saturating_duration_since(now) * 3 / 4))
+    }
+
+    /// At this time.
+    pub fn at(limit: Instant) -> Self {
+        Self(Some(limit))
     }
 
     /// Fails once the limit has passed.

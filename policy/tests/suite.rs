@@ -15,6 +15,7 @@ mod suite {
     mod grants;
     mod growth;
     mod hostile;
+    mod judged;
     mod own_rules;
     mod packs;
     mod packs_extend;

@@ -59,13 +59,22 @@ pub(super) fn only_held(
 
 /// Where the approval came from that the verdict relies on. An approval by the actor, or one that is too old, counts as
 /// none, and a DENY relies on none.
-pub(crate) fn source(facts: &Facts, verdict: Verdict) -> Option<ApprovalSource> {
+///
+/// `settles` says whether a rule would object without the caller's claim. It is asked only where the pack's facts do
+/// not say already that the action needs an approval.
+pub(crate) fn source<E>(
+    facts: &Facts,
+    verdict: Verdict,
+    settles: impl FnOnce() -> Result<bool, E>,
+) -> Result<Option<ApprovalSource>, E> {
     let approval = &facts.approval;
-    let counts = match approval.source? {
-        ApprovalSource::Caller => approval.needed && !approval.by_actor && !facts.approval_stale,
+    let Some(source) = approval.source.filter(|_| verdict != Verdict::Deny) else { return Ok(None) };
+    let counts = match source {
+        ApprovalSource::Caller if approval.by_actor || facts.approval_stale => false,
+        ApprovalSource::Caller => approval.needed || settles()?,
         ApprovalSource::Approval | ApprovalSource::Grant => true,
     };
-    approval.source.filter(|_| counts && verdict != Verdict::Deny)
+    Ok(Some(source).filter(|_| counts))
 }
 
 /// On DEFER: what the rules that ask for an approval demand together. Rules that ask for something else, which an

@@ -262,6 +262,15 @@ fn named_in_first_edition(inputs: &Inputs<'_>) -> bool {
     !actions.is_empty() && effects.chain(names).any(|subject| actions.match_word(&subject))
 }
 
+/// The request as it would be if the caller did not say that the action is approved.
+pub(crate) fn without_claim(request: &CheckRequest) -> CheckRequest {
+    let mut request = request.clone();
+    if let Some(context) = &mut request.context {
+        CLAIM.iter().for_each(|name| drop(context.remove(*name)));
+    }
+    request
+}
+
 fn identity(name: &'static str, evidence: &mut Evidence<'_>) -> Option<String> {
     let identity = match evidence.member(name)? {
         Value::String(text) if is_blank(text) => return None,

@@ -13,9 +13,11 @@ use stage0_contract::{
 };
 
 use super::extends::{Library, Loaded, is_reserved, wanted};
+use super::proof::in_time;
 use super::weakens::Weakened;
 use super::{Pack, PackError};
 use crate::files::{Fault, Files, MANIFEST};
+use crate::time_limit::TimeLimit;
 
 /// Why a bundle is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +30,7 @@ pub struct BundleError {
 }
 
 impl BundleError {
-    fn new(pack: usize, refused: PackError) -> Self {
+    pub(super) fn new(pack: usize, refused: PackError) -> Self {
         Self { pack, refused }
     }
 
@@ -66,13 +68,18 @@ impl Pack {
 
     /// Loads and proves the packs of a bundle, and returns the last one.
     pub fn from_bundle(bundle: &PolicyBundle) -> Result<Arc<Self>, BundleError> {
+        Self::from_bundle_within(bundle, TimeLimit::NONE)
+    }
+
+    pub(super) fn from_bundle_within(bundle: &PolicyBundle, limit: TimeLimit) -> Result<Arc<Self>, BundleError> {
         if let Some(message) = too_large(bundle) {
             return Err(BundleError::of_all(bundle, message));
         }
         let mut loaded: Option<Arc<Self>> = None;
         for (index, pack) in bundle.packs.iter().enumerate() {
             let files = Files::received(&pack.files).map_err(|refused| BundleError::new(index, refused))?;
-            let pack = load(&files, loaded.take()).map_err(|refused| BundleError::new(index, refused))?;
+            in_time(limit).map_err(|refused| BundleError::new(index, refused))?;
+            let pack = load(&files, loaded.take(), limit).map_err(|refused| BundleError::new(index, refused))?;
             loaded = Some(pack);
         }
         loaded.ok_or_else(|| BundleError::of_all(bundle, "the bundle has no pack".to_owned()))
@@ -125,10 +132,10 @@ fn too_large(bundle: &PolicyBundle) -> Option<String> {
 }
 
 /// Loads a pack of a bundle over the one before it, or over one that is compiled in.
-fn load(files: &Files, before: Option<Arc<Pack>>) -> Loaded {
+fn load(files: &Files, before: Option<Arc<Pack>>, limit: TimeLimit) -> Loaded {
     let Some(before) = before else {
         let parent = Library::embedded_parent(files)?;
-        return Pack::load_over(files, parent.as_ref());
+        return Pack::load_within(files, parent.as_ref(), limit);
     };
     let refuse = |message: String| PackError::of(Fault::new(MANIFEST, message));
     let Some(extends) = wanted(files).map_err(PackError::of)? else {
@@ -142,5 +149,5 @@ fn load(files: &Files, before: Option<Arc<Pack>>) -> Loaded {
         let message = format!("`{}` is a pack that is compiled in, and another one comes with it", extends.label());
         return Err(extends.refused(message));
     }
-    Pack::load_over(files, Some(&extends.checked(Ok(before))?))
+    Pack::load_within(files, Some(&extends.checked(Ok(before))?), limit)
 }

@@ -17,6 +17,7 @@ use crate::engine::Engine;
 use crate::explain::{CaseExplanation, Proposed};
 use crate::files::{Fault, Files, PackError};
 use crate::lint::{self, Finding};
+use crate::time_limit::TimeLimit;
 
 /// `shape` bounds the nesting of expressions so that this suffices even in a debug build.
 const STACK_BYTES: usize = 64 << 20;
@@ -83,12 +84,21 @@ impl Pack {
 
     /// Parses and proves a pack over the pack that it extends, if it extends one.
     pub(super) fn load_over(files: &Files, parent: Option<&Arc<Self>>) -> Result<Arc<Self>, PackError> {
+        Self::load_within(files, parent, TimeLimit::NONE)
+    }
+
+    /// As [`Pack::load_over`]; what takes longer than the limit is refused.
+    pub(super) fn load_within(
+        files: &Files,
+        parent: Option<&Arc<Self>>,
+        limit: TimeLimit,
+    ) -> Result<Arc<Self>, PackError> {
         on_large_stack(|| {
             let (pack, cases) = Self::provable(files, parent)?;
             let pack = Arc::new(pack);
             let engine = Engine::new(Arc::clone(&pack))?;
-            let mut faults = proof::prove(&pack, &cases, &engine, &pack.lineage.files);
-            faults.extend(weakens::compare_verdicts(&pack, &engine, files)?);
+            let mut faults = proof::prove(&pack, &cases, &engine, &pack.lineage.files, limit)?;
+            faults.extend(weakens::compare_verdicts(&pack, &engine, files, limit)?);
             if faults.is_empty() { Ok(pack) } else { Err(PackError { faults }) }
         })
     }

@@ -14,8 +14,9 @@ use super::{OwnTypes, Pack, rules};
 use crate::engine::{self, Engine};
 use crate::explain::CaseExplanation;
 use crate::facts::{Facts, Groups};
-use crate::files::{CASES, Fault, Files, SCHEMA};
+use crate::files::{CASES, Fault, Files, PackError, SCHEMA};
 use crate::rule::Rule;
+use crate::time_limit::TimeLimit;
 
 /// The bytes of Cedar that the cases of a pack evaluate together. A long list is read for each case, so neither the
 /// number of rules nor the number of cases bounds the time by itself.
@@ -243,11 +244,25 @@ pub(super) fn too_long(pack: &Pack, cases: &[Case]) -> Option<Fault> {
     (evaluated > MAX_EVALUATED_BYTES).then(|| Fault::new(CASES, message))
 }
 
+/// The refusal of a pack whose cases take longer than the limit.
+pub(super) fn in_time(limit: TimeLimit) -> Result<(), PackError> {
+    let message = "loading the pack and running its cases takes too long: give it fewer rules or cases, or try again \
+                   when the evaluators have less to do";
+    limit.check().map_err(|_| PackError::of(Fault::new(CASES, message)))
+}
+
 /// Runs the cases and returns a fault for everything that they do not prove.
-pub(super) fn prove(pack: &Pack, cases: &[Case], engine: &Engine, files: &Files) -> Vec<Fault> {
+pub(super) fn prove(
+    pack: &Pack,
+    cases: &[Case],
+    engine: &Engine,
+    files: &Files,
+    limit: TimeLimit,
+) -> Result<Vec<Fault>, PackError> {
     let mut faults = Vec::new();
     let mut satisfied: HashSet<String> = HashSet::new();
     for case in cases {
+        in_time(limit)?;
         let at = |message: String| {
             let quoted = format!("\"{}\"", case.id);
             let (file, text) = files.cases().find(|(_, text)| text.contains(&quoted)).unwrap_or((CASES, ""));
@@ -274,7 +289,7 @@ pub(super) fn prove(pack: &Pack, cases: &[Case], engine: &Engine, files: &Files)
         faults.push(Fault::new(&rule.file, message).at(rule.line).rule(&rule.id));
     }
     faults.extend(misfits(pack, cases, engine, files));
-    faults
+    Ok(faults)
 }
 
 /// A fault if the facts of a case do not fit the schema that its rules were checked against.

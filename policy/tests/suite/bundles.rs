@@ -154,7 +154,7 @@ fn too_many_packs_files_and_bytes_are_refused_and_the_limit_itself_is_not() {
     let files = edited(&ours, 1, |files| {
         files.files.extend((0..600).map(|number| (format!("cases{number}.json"), "[]".to_owned())));
     });
-    assert!(fault(&files).1.contains("files, and may have 500"), "{}", fault(&files).1);
+    assert!(fault(&files).1.contains("files, and may have 400"), "{}", fault(&files).1);
     let files = edited(&ours, 1, |files| {
         files.files.extend((0..101).map(|number| (format!("cases{number}.json"), "[]".to_owned())));
     });

@@ -1,7 +1,7 @@
 //! The operator's floor: no pack that is evaluated beside it can be milder.
 
 use serde_json::{Value, json};
-use stage0_contract::{AccountRules, Decision, Verdict};
+use stage0_contract::{AccountRules, ApprovalSource, Decision, Verdict};
 use stage0_policy::{Answer, Engine, HeldApproval, RunSnapshot, TimeLimit};
 
 use super::approvals::{NOON, baseline, cases, check};
@@ -128,4 +128,54 @@ fn no_text_is_shown_or_recorded_in_which_only_the_floor_finds_a_secret() {
     // The harmless neighbour is recorded as it is.
     let harmless = json!({"goal": "Read the report of house 12", "success_criteria": ["x"], "debug_store_input": true});
     assert!(shown(&both(&own, &floor, &harmless)).contains("house 12"));
+}
+
+/// Defers a payment above 500 that is not approved.
+fn approvable() -> [(&'static str, String); 4] {
+    with_rule()
+        .try_into()
+        .map(|files: [(&'static str, &'static str); 4]| {
+            files.map(|(name, text)| {
+                let rule = "context.custom.amount > 500 && context.approval_status != \"approved\"";
+                (name, text.replace("context.custom.amount > 500", rule))
+            })
+        })
+        .unwrap()
+}
+
+#[test]
+fn an_allow_that_rests_on_the_callers_word_says_so_by_whichever_pack_asks_for_it() {
+    let files = approvable();
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let packs = Packs::new().pack("strict", "baseline@2", "", &files);
+    let (own, floor) = (baseline(), engine(&packs, "strict"));
+    let mut approved = payment(501);
+    approved["context"]["approval_status"] = "approved".into();
+    let source = |answer: Answer| (answer.evaluation.decision.verdict, answer.evaluation.approval_source);
+    let rests = (Verdict::Allow, Some(ApprovalSource::Caller));
+    assert_eq!(source(both(&own, &floor, &approved)), rests, "the floor asks");
+    assert_eq!(source(both(&floor, &own, &approved)), rests, "the account's own pack asks");
+    assert_eq!(source(answer(&floor, &approved, None)), rests, "and without a floor");
+    assert_eq!(source(answer(&own, &approved, None)), (Verdict::Allow, None), "no rule asks");
+    // Below the limit the word changes nothing, and without it nothing is allowed above.
+    approved["context"]["amount"] = 500.into();
+    assert_eq!(source(both(&own, &floor, &approved)), (Verdict::Allow, None));
+    assert_eq!(source(both(&own, &floor, &payment(501))), (Verdict::Defer, None));
+}
+
+#[test]
+fn an_issue_of_the_floor_is_shown_where_a_rule_of_the_same_name_says_something_else() {
+    let other = with_rule().into_iter().map(|(name, text)| (name, text.replace("the amount is large", "ask finance")));
+    let other: Vec<(&str, String)> = other.collect();
+    let other: Vec<(&str, &str)> = other.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let packs = strict().pack("other", "baseline@2", "", &other);
+    let (own, floor) = (engine(&packs, "strict"), engine(&packs, "other"));
+    let messages = |own: &Engine, floor: &Engine| -> Vec<String> {
+        let issues = both(own, floor, &payment(501)).evaluation.decision.issues;
+        issues.into_iter().filter(|issue| issue.code.as_str() == "LARGE_AMOUNT").map(|issue| issue.message).collect()
+    };
+    assert_eq!(messages(&own, &own), ["the amount is large"]);
+    let mut both = messages(&own, &floor);
+    both.sort_unstable();
+    assert_eq!(both, ["ask finance", "the amount is large"]);
 }

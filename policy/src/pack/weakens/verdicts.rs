@@ -13,19 +13,27 @@ use stage0_contract::{Effect, Verdict, parts};
 use crate::engine::Engine;
 use crate::files::{Fault, Files, MANIFEST, PackError};
 use crate::pack::cases::{self, Case};
+use crate::pack::proof::in_time;
 use crate::pack::{Pack, Weakened, extends};
+use crate::time_limit::TimeLimit;
 
 /// Faults of this kind that are listed.
 const MAX_LISTED: usize = 20;
 
 /// Returns a fault for each case whose verdict is milder than the parent's. A refused request is as strict as can be.
-pub(in crate::pack) fn compare(pack: &Pack, engine: &Engine, own: &Files) -> Result<Vec<Fault>, PackError> {
+pub(in crate::pack) fn compare(
+    pack: &Pack,
+    engine: &Engine,
+    own: &Files,
+    limit: TimeLimit,
+) -> Result<Vec<Fault>, PackError> {
     let mut faults = Vec::new();
     let Some(parent) = pack.lineage.parent.as_ref() else { return Ok(faults) };
     let line = extends::wanted(own).ok().flatten().map(|extends| extends.line);
     let cases = inherited_cases(parent)?;
     let before = Engine::new(Arc::clone(parent))?;
     for (origin, case) in &cases {
+        in_time(limit)?;
         let [strict, verdict] = [&before, engine].map(|engine| case.run(engine).verdict);
         if rank(verdict) >= rank(strict)
             || pack.weakened().is_some_and(|weakened| explains(weakened, case, verdict, &before))
