@@ -7,6 +7,7 @@
 #![expect(missing_docs, reason = "a test demands a description of every member that the API's document shows")]
 
 mod digest;
+mod floor;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ use crate::{
 };
 
 pub use digest::{ActionDigest, VOLATILE_CONTEXT_MEMBERS, VOLATILE_CONTEXT_PREFIXES};
+pub use floor::ApprovalIssueDetails;
 
 /// Approvals of one key that may be pending at the same time.
 pub const MAX_PENDING_OF_KEY: usize = 20;
@@ -327,6 +329,9 @@ pub struct ApprovalIssue {
     pub severity: Severity,
     /// For people; no value of the request in it.
     pub message: String,
+    /// Absent: the policy that decides raised it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<ApprovalIssueDetails>,
 }
 
 /// An approval.
@@ -340,6 +345,9 @@ pub struct Approval {
     pub action_digest: ActionDigest,
     /// The policy that deferred it. Under another one the action has another digest.
     pub policy_version: PolicyVersion,
+    /// The operator's floor that was evaluated beside it; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_version: Option<PolicyVersion>,
     /// Where the action would run; empty when unknown.
     pub environment: String,
     /// The key that asked.
@@ -621,6 +629,9 @@ pub struct ApprovalEvent {
     /// The policy that deferred the action; of an event of a policy, the version that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_version: Option<PolicyVersion>,
+    /// The operator's floor that was evaluated beside the policy that deferred the action; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_version: Option<PolicyVersion>,
     /// Where the action would run, or the policy decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
@@ -651,6 +662,7 @@ impl ApprovalEvent {
             stop_id: None,
             action_digest: None,
             policy_version: None,
+            floor_version: None,
             environment: None,
             request_id: None,
             actor: None,

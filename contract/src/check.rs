@@ -107,6 +107,11 @@ pub struct RejectedRequest {
     pub policy_pack_version: Option<String>,
 }
 
+fn environment_at<'a>(outer: Option<&'a str>, context: Option<&'a Map<String, Value>>) -> Option<&'a str> {
+    let inner = || context?.get("environment")?.as_str();
+    outer.filter(|text| !is_blank(text)).or_else(inner).filter(|text| !is_blank(text))
+}
+
 /// One bad field: where, and what it must be. Never quotes the value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FieldError {
@@ -192,8 +197,12 @@ impl CheckRequest {
 
     /// The environment that the check names, at either place.
     pub fn environment_name(&self) -> Option<&str> {
-        let inner = || self.context.as_ref()?.get("environment")?.as_str();
-        self.environment.as_deref().filter(|text| !is_blank(text)).or_else(inner).filter(|text| !is_blank(text))
+        environment_at(self.environment.as_deref(), self.context.as_ref())
+    }
+
+    /// As [`Self::environment_name`], of a body that need not be a valid request.
+    pub fn environment_in(body: &Map<String, Value>) -> Option<&str> {
+        environment_at(body.get("environment").and_then(Value::as_str), body.get("context").and_then(Value::as_object))
     }
 
     /// The top-level environment and the one in `context`, if both are given and differ as texts.

@@ -107,6 +107,12 @@ text_id!(
     is_token
 );
 text_id!(
+    /// A proposal to activate a policy: 1–64 of `A-Z a-z 0-9 _ -`.
+    ProposalId,
+    "1 to 64 letters, digits, `_` or `-`",
+    is_token
+);
+text_id!(
     /// `<pack>@<semver>+<digest>`, at most 100 visible ASCII characters. Names the content that decided.
     PolicyVersion,
     "a policy version: `<pack>@<semver>+<digest>`",
@@ -120,6 +126,25 @@ text_id!(
             })
     }
 );
+impl PolicyVersion {
+    /// Whether it is this version, or one of the same pack with a higher number.
+    pub fn is_at_least(&self, other: &Self) -> bool {
+        let is_later = self.number().zip(other.number()).is_some_and(|(one, other)| one > other);
+        self == other || (self.pack() == other.pack() && is_later)
+    }
+
+    fn pack(&self) -> &str {
+        self.as_str().split_once('@').map_or("", |(pack, _)| pack)
+    }
+
+    /// Major, minor and patch. None for a number of another form, which is neither earlier nor later than another.
+    fn number(&self) -> Option<[u64; 3]> {
+        let number = self.as_str().split_once('@')?.1.split_once('+')?.0;
+        let parts: Result<Vec<u64>, _> = number.split('.').map(str::parse).collect();
+        parts.ok()?.try_into().ok()
+    }
+}
+
 text_id!(
     /// A caller's correlation id or idempotency key: 1–128 visible ASCII characters.
     ClientRequestId,
@@ -183,6 +208,18 @@ mod tests {
         assert!(PolicyVersion::parse("baseline@1.0.0+0123456789ab").is_ok());
         for bad in ["", "baseline", "baseline@1.0.0", "@1+2", "b@+d", "b@1+", "b @1+2"] {
             assert!(PolicyVersion::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_policy_version_is_at_least_itself_and_those_of_its_pack_with_lower_numbers() {
+        let version = |text: &str| PolicyVersion::parse(text).unwrap();
+        let wanted = version("acme@1.9.0+aa");
+        for at_least in ["acme@1.9.0+aa", "acme@1.10.0+bb", "acme@2.0.0+aa", "acme@1.9.1+cc"] {
+            assert!(version(at_least).is_at_least(&wanted), "{at_least}");
+        }
+        for less in ["acme@1.9.0+bb", "acme@1.8.9+aa", "house@2.0.0+aa", "acme@2.0.0-rc.1+aa", "acme@3+aa"] {
+            assert!(!version(less).is_at_least(&wanted), "{less}");
         }
     }
 

@@ -12,7 +12,9 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, AccountRules, ApiKey, ApprovalMode, Caps, FieldError, Holder, KeyId, Limits, MemberId};
+use crate::{
+    AccountId, AccountRules, ApiKey, ApprovalMode, Caps, FieldError, Holder, KeyId, Limits, MemberId, PolicyChanges,
+};
 
 /// What a key may do. None implies another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -210,6 +212,8 @@ impl Caller {
 pub enum Refusal {
     /// There is none, or it is another account's.
     NotFound,
+    /// There is none, and the text says what there is instead: only of what the caller may see.
+    Missing(String),
     ScopeMissing(Scope),
     /// The body is at fault.
     Invalid(Vec<FieldError>),
@@ -260,6 +264,10 @@ pub struct Account {
     /// Whether the owner of a workload may not approve what it asks for; absent: true.
     #[serde(default = "crate::approval::yes", skip_serializing_if = "crate::approval::is_yes")]
     pub four_eyes: bool,
+    /// `single`: one key with `policies:manage` activates a policy. `second_member`: a member who is another person
+    /// approves it. Absent: `single`.
+    #[serde(default, skip_serializing_if = "PolicyChanges::is_single")]
+    pub policy_changes: PolicyChanges,
 }
 
 impl Account {
@@ -323,6 +331,9 @@ pub struct UpdateAccount {
     /// Whether the owner of a workload may not approve what it asks for; null changes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub four_eyes: Option<bool>,
+    /// Who activates a policy: `single` or `second_member`; null changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_changes: Option<PolicyChanges>,
     /// Caps; [`crate::UNLIMITED`] for none.
     #[serde(flatten)]
     pub caps: CapChanges,

@@ -93,6 +93,12 @@ pub enum EvaluateReply {
     TooManyRuns {
         limit: u64,
     },
+    /// The published policy that would decide is not here: it is still being loaded, or it cannot be loaded. Why not is
+    /// in the evaluator's log.
+    PolicyMissing {
+        version: PolicyVersion,
+        is_loading: bool,
+    },
 }
 
 /// A decision, and what may be recorded beside it.
@@ -147,6 +153,12 @@ pub struct CoveredByStopReply {
 pub struct MaskText {
     pub account: AccountId,
     pub text: String,
+    /// The published versions that are active for the account: what any of them takes for a secret is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyVersion>,
+    /// The operator's, beside them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<PolicyVersion>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +174,9 @@ pub struct ReviewRequest {
     pub constraints: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_pack_version: Option<String>,
+    /// The published version that would decide it, as far as its environment is known; none: the evaluator's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyVersion>,
 }
 
 /// What only the policy could know to be wrong.

@@ -14,13 +14,23 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AccountId, AccountRules, ApprovalEvent, Caller, CheckRequest, EventActor, KeyId, LineType, MemberId, PolicyVersion,
-    is_same_environment,
+    AccountId, AccountRules, ApprovalEvent, Caller, CheckRequest, EventActor, FieldError, KeyId, LineType, MemberId,
+    PolicyVersion, is_same_environment,
 };
 
+mod all_accounts;
 mod bundle;
+mod compare;
+mod loading;
+mod proposal;
+mod shown;
 
+pub use all_accounts::*;
 pub use bundle::*;
+pub use compare::*;
+pub use loading::*;
+pub use proposal::*;
+pub use shown::*;
 
 /// The most versions that an account keeps.
 pub const MAX_POLICIES_OF_ACCOUNT: usize = 100;
@@ -36,6 +46,8 @@ pub const MAX_POLICY_ENVIRONMENTS: usize = 50;
 pub const MAX_ROLLBACKS: usize = 10;
 /// Changes of what is active that an account's history keeps.
 pub const MAX_POLICY_HISTORY: u64 = 1_000;
+/// Deleted versions of an account whose numbers are kept, so that none comes back with other content.
+pub const MAX_DELETED_POLICIES: usize = 1_000;
 
 /// What a loaded pack says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -77,6 +89,9 @@ pub struct PolicyFault {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ValidatePolicy {
     pub account: AccountId,
+    /// True: the operator asks, whose packs have a place of their own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_operator: bool,
     pub bundle: PolicyBundle,
 }
 
@@ -174,6 +189,21 @@ impl AccountRules {
         self.policy.of(check.environment_name())
     }
 
+    /// Why the policy of this check is unclear, where it depends on the environment: the check names none that can be
+    /// read, or two.
+    pub fn unclear_environment(&self, check: &CheckRequest) -> Option<FieldError> {
+        if self.policy.environments.is_empty() {
+            return None;
+        }
+        let inner = check.context.as_ref().and_then(|context| context.get("environment"));
+        let path = if inner.is_some() { "context.environment" } else { "environment" };
+        let is_text = inner.is_none_or(|inner| inner.is_null() || inner.is_string());
+        let is_word = check.environment_name().is_none_or(|name| is_same_environment(name, name));
+        let is_one = check.two_environments().is_none_or(|(outer, inner)| is_same_environment(outer, inner));
+        let must = "must be one word in one script, and the same at both places: it selects the policy that decides";
+        (!is_text || !is_word || !is_one).then(|| FieldError::new(path, must))
+    }
+
     /// Whether only an evaluator that loads published packs may decide.
     pub fn needs_published(&self) -> bool {
         !self.policy.is_empty() || self.floor.is_some()
@@ -190,8 +220,8 @@ pub struct PublishedPolicy {
     pub account: Option<AccountId>,
     /// RFC 3339.
     pub published_at: Timestamp,
-    /// The key that published it.
-    pub key_id: KeyId,
+    /// The key that published it; null for an operator's pack where an account asks.
+    pub key_id: Option<KeyId>,
     /// The member that published it; null where it was no member's key.
     pub member_id: Option<MemberId>,
     /// The size of its files.
@@ -227,7 +257,7 @@ pub struct PublishPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountId>,
     /// The packs that it extends and that are not compiled in, the first one first; the pack itself last. At most
-    /// 768 KiB and 500 files.
+    /// 768 KiB, 512 KiB of rules and 100 files a pack.
     #[schemars(extend("minItems" = 1, "maxItems" = 4))]
     pub packs: Vec<PolicyFiles>,
 }
@@ -240,6 +270,9 @@ pub struct StorePolicy {
     pub account: Option<AccountId>,
     pub summary: PolicySummary,
     pub bundle: PolicyBundle,
+    /// Says what would be done, and does nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_trial: bool,
 }
 
 /// The answer to [`StorePolicy`].
@@ -293,11 +326,21 @@ pub struct ForgetPolicy {
     /// Only the operator names another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountId>,
+    /// Says what would be done, and does nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(skip)]
+    pub is_trial: bool,
 }
 
 /// The version is kept no longer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyForgotten {}
+pub struct PolicyForgotten {
+    /// Whose it was; none: the operator's, for every account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
+    /// How many days lines of its account are kept.
+    pub retention_days: u32,
+}
 
 /// `GET /v1/policies/active`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -349,10 +392,23 @@ pub struct ActivatePolicy {
     /// The version that is active now, as the caller believes: another one is a 409.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<PolicyVersion>,
-    /// SHA-256 of the difference that was reviewed, in hex; it is recorded.
+    /// SHA-256 of the difference that was reviewed, in hex: another difference is a 409. It is recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
     pub diff_digest: Option<String>,
+    /// How much of what changes may be looser: `flips` of `GET /v1/policies/{version}/diff`, where that is not 0; needs
+    /// `reason`. Another number is a 409.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept_flips: Option<u64>,
+    /// What the version was compared with: if it takes the place of anything else by now, nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub judged: Option<Vec<Option<PolicyVersion>>>,
+    /// Proposes it where the account wants a second member. Without it, or where the account wants none, a call that
+    /// would do the other thing does nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(skip)]
+    pub proposes: bool,
     /// Says what would be done, and does nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[schemars(skip)]
@@ -383,6 +439,10 @@ pub struct RollbackPolicy {
     /// go back twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<PolicyVersion>,
+    /// The place among the changes that it had when it was tried: if another change has it by now, nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub sequence: Option<u64>,
     /// Says what would be done, and does nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[schemars(skip)]
@@ -411,12 +471,17 @@ pub struct Activation {
     pub from: Option<PolicyVersion>,
     /// Why; null where no reason was given.
     pub reason: Option<String>,
-    /// SHA-256 of the difference that was reviewed; null where none was given.
+    /// SHA-256 of the difference to what was in force; null where nothing was compared.
     pub diff_digest: Option<String>,
+    /// How much was looser, and was accepted; null where nothing was.
+    pub accepted_flips: Option<u64>,
     /// The key that made it.
     pub key_id: KeyId,
     /// The member that made it; null where it was no member's key.
     pub member_id: Option<MemberId>,
+    /// The proposal that the key's member approved; absent where no second member was needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proposal: Option<ApprovedProposal>,
 }
 
 /// Whether something was activated or rolled back.
@@ -437,6 +502,15 @@ pub struct ActivationDone {
     pub is_new: bool,
     /// How many days lines of its account are kept.
     pub retention_days: u32,
+    /// The versions of which it takes the place, null for the evaluators' own: at an empty place, what stood behind it.
+    /// None where it only adds, as the first floor does.
+    pub replaces: Vec<Option<PolicyVersion>>,
+    /// It would take the place of something else than what was judged, and nothing changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_outdated: bool,
+    /// The account wants a second member: nothing is activated, and this waits for one. A trial makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proposal: Option<PolicyProposal>,
 }
 
 /// `GET /v1/policies/history`: the newest change first.
@@ -466,6 +540,17 @@ impl ActivationKind {
 }
 
 impl Activation {
+    fn by(&self) -> PolicyActor {
+        PolicyActor { key_id: self.key_id.clone(), member_id: self.member_id.clone() }
+    }
+
+    /// The line which says that it was not made, although the line with this id says so.
+    pub fn not_made_event(&self, event_id: uuid::Uuid, recorded: uuid::Uuid) -> ApprovalEvent {
+        let mut event = ApprovalEvent { kind: LineType::PolicyNotChanged, ..self.event(event_id) };
+        event.details.insert("event_id".to_owned(), recorded.to_string().into());
+        event
+    }
+
     /// The line that records it.
     pub fn event(&self, event_id: uuid::Uuid) -> ApprovalEvent {
         let text = |value: &Option<String>| value.clone().map(Into::into);
@@ -474,7 +559,12 @@ impl Activation {
             ("from", version(&self.from)),
             ("floor", self.floor.then_some(true.into())),
             ("diff_digest", text(&self.diff_digest)),
+            ("accepted_flips", self.accepted_flips.map(Into::into)),
             ("of_all", self.account.is_none().then_some(true.into())),
+            ("proposal_id", self.proposal.as_ref().map(|proposal| proposal.id.as_str().into())),
+            ("proposed_by", self.proposal.as_ref().and_then(|of| serde_json::to_value(&of.proposed_by).ok())),
+            ("approved_by", self.proposal.as_ref().and_then(|_| serde_json::to_value(self.by()).ok())),
+            ("approval_reason", self.proposal.as_ref().and_then(|of| of.approval_reason.clone().map(Into::into))),
         ];
         let details = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         ApprovalEvent {

@@ -91,11 +91,29 @@ pub enum LineType {
     /// The policy that was active before became active again.
     #[serde(rename = "policy.rolled_back")]
     PolicyRolledBack,
+    /// An activation or a rollback that was recorded was not made, because another change came between.
+    #[serde(rename = "policy.not_changed")]
+    PolicyNotChanged,
+    /// A published policy was deleted.
+    #[serde(rename = "policy.deleted")]
+    PolicyDeleted,
+    /// An activation was proposed: it waits for a second member.
+    #[serde(rename = "policy.proposed")]
+    PolicyProposed,
+    /// A member denied a proposed activation.
+    #[serde(rename = "policy.proposal_denied")]
+    PolicyProposalDenied,
+    /// A proposed activation was taken back.
+    #[serde(rename = "policy.proposal_cancelled")]
+    PolicyProposalCancelled,
+    /// A proposed activation ended, because another version was in force by then.
+    #[serde(rename = "policy.proposal_outdated")]
+    PolicyProposalOutdated,
 }
 
 impl LineType {
     /// All kinds.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 30] = [
         Self::Decision,
         Self::Checkpoint,
         Self::Deletion,
@@ -120,6 +138,12 @@ impl LineType {
         Self::PolicyPublished,
         Self::PolicyActivated,
         Self::PolicyRolledBack,
+        Self::PolicyNotChanged,
+        Self::PolicyDeleted,
+        Self::PolicyProposed,
+        Self::PolicyProposalDenied,
+        Self::PolicyProposalCancelled,
+        Self::PolicyProposalOutdated,
     ];
 
     /// As on the wire.
@@ -149,6 +173,12 @@ impl LineType {
             Self::PolicyPublished => "policy.published",
             Self::PolicyActivated => "policy.activated",
             Self::PolicyRolledBack => "policy.rolled_back",
+            Self::PolicyNotChanged => "policy.not_changed",
+            Self::PolicyDeleted => "policy.deleted",
+            Self::PolicyProposed => "policy.proposed",
+            Self::PolicyProposalDenied => "policy.proposal_denied",
+            Self::PolicyProposalCancelled => "policy.proposal_cancelled",
+            Self::PolicyProposalOutdated => "policy.proposal_outdated",
         }
     }
 

@@ -32,10 +32,12 @@ use crate::{
     WebhookTested,
 };
 use crate::{
-    Activation, FetchPolicy, FetchedPolicy, ForgetPolicy, ListPolicies, PoliciesInForce, PolicyChanged,
-    PolicyForgotten, PolicyStored, PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, RollbackPolicy, ShowPolicy,
-    StorePolicy, ValidatePolicy, ValidatePolicyReply,
+    Activation, ComparePolicies, ComparePoliciesReply, FetchPolicy, FetchedPolicy, ForgetPolicy, ListPolicies,
+    PoliciesInForce, PolicyChanged, PolicyForgotten, PolicyStored, PublishedPolicy, ReadActivePolicies,
+    ReadPolicyHistory, RollbackPolicy, ShowPolicy, StorePolicy, ValidatePolicy, ValidatePolicyReply,
 };
+use crate::{ActiveVersions, ListActiveVersions};
+use crate::{DecideProposal, ListProposals, PolicyProposal, ProposalDecided, ShowProposal};
 
 /// A part of the product that runs as a process of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -176,6 +178,7 @@ requests! {
     SettleRun("runs.settle") -> ManageReply<RunSettled>: [Gateway] => Evaluator, sealed Nothing;
     CoveredByStop("stops.covered") -> CoveredByStopReply: [Gateway] => Evaluator, sealed Nothing;
     ValidatePolicy("policies.validate") -> ValidatePolicyReply: [Gateway] => Evaluator, sealed Nothing;
+    ComparePolicies("policies.compare") -> ComparePoliciesReply: [Gateway] => Evaluator, sealed Nothing;
     MaskText("texts.mask") -> MaskTextReply: [Gateway] => Evaluator, sealed Answer;
     FetchAction("approvals.action") -> ManageReply<FetchedAction>: [Gateway] => Evaluator, sealed Answer;
     ListApprovals("approvals.list") -> ManageReply<Page<Approval>>: [Gateway] => Evaluator, sealed Nothing;
@@ -223,6 +226,10 @@ requests! {
     ActivatePolicy("keys.policies.activate") -> ManageReply<ActivationDone>: [Gateway] => Keystore, sealed Both;
     RollbackPolicy("keys.policies.rollback") -> ManageReply<ActivationDone>: [Gateway] => Keystore, sealed Both;
     ReadPolicyHistory("keys.policies.history") -> ManageReply<Page<Activation>>: [Gateway] => Keystore, sealed Both;
+    ListProposals("keys.policies.proposals") -> ManageReply<Page<PolicyProposal>>: [Gateway] => Keystore, sealed Both;
+    ShowProposal("keys.policies.proposal") -> ManageReply<PolicyProposal>: [Gateway] => Keystore, sealed Both;
+    DecideProposal("keys.policies.decide") -> ManageReply<ProposalDecided>: [Gateway] => Keystore, sealed Both;
+    ListActiveVersions("keys.policies.inuse") -> ManageReply<ActiveVersions>: [Evaluator] => Keystore, sealed Nothing;
     FetchPolicy("keys.policies.fetch") -> ManageReply<FetchedPolicy>: [Evaluator] => Keystore, sealed Nothing;
     // The reply holds the key that seals the texts of actions.
     ReadPeople("keys.people") -> ManageReply<People>: [Evaluator] => Keystore, sealed Answer;

@@ -122,7 +122,7 @@ pub fn hidden(name: &str) -> Option<char> {
 /// Characters that no name needs: control characters except white space, noncharacters, the characters of Unicode's
 /// category `Cf` that are not removed anyway ([`is_invisible`]), and the few with a glyph that is blank, such as the
 /// Braille blank (UAX #44, 16.0).
-fn is_hidden(c: char) -> bool {
+pub(crate) fn is_hidden(c: char) -> bool {
     if let Ok(byte) = u8::try_from(c)
         && byte.is_ascii()
     {

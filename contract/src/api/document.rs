@@ -204,6 +204,17 @@ impl Document {
             other["description"] = unready.into();
             responses.insert("503".to_owned(), other);
         }
+        if let Some(description) = row.unchanged {
+            let mut unchanged = success.clone();
+            unchanged["description"] = description.into();
+            responses.insert("200".to_owned(), unchanged);
+        }
+        if let Some((description, schema)) = row.accepted {
+            let mut accepted = json!({"description": description});
+            accepted["headers"]["X-Request-Id"] = json!({"$ref": "#/components/headers/RequestId"});
+            accepted["content"][JSON]["schema"] = schema(&mut self.replies).to_value();
+            responses.insert("202".to_owned(), accepted);
+        }
         responses.insert(row.status.to_string(), success);
         for error in row.errors() {
             let reference = json!({"$ref": format!("#/components/responses/{}", error.name())});
@@ -432,8 +443,8 @@ fn parameters() -> Value {
             "name": "X-Stage0-Min-Policy",
             "in": "header",
             "schema": {"type": "string", "minLength": 1, "maxLength": 100},
-            "description": "`<pack>@<semver>+<digest>`: the check is answered only if this version decides it; a 503 \
-                that names both if another one is active.",
+            "description": "`<pack>@<semver>+<digest>`: the check is answered only if this version decides it, or one \
+                of the same pack with a higher number; else a 503 that names both.",
         },
         "CreationKey": {
             "name": "Idempotency-Key",

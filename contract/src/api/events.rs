@@ -120,7 +120,7 @@ pub(super) const EVENTS: [Event; 8] = [
         kind: "policy",
         operation_id: "policyChanged",
         component: "PolicyChangedEvent",
-        summary: "A policy was published, activated or rolled back.",
+        summary: "A policy was published, proposed, activated, rolled back or deleted.",
         about: "Goes only to endpoints whose `events` names its type or `policy.*`.",
         data: |generator| {
             let others = ["approval_id", "grant_id", "stop_id", "action_digest", "request_id"];

@@ -11,16 +11,18 @@ use crate::api::row::{Access, Row};
 use crate::api::schemas::{OpenapiDocument, PolicyVocabulary};
 use crate::{
     AcceptInvitation, Approval, CreateGrant, CreateStop, DecideApproval, DelegateMember, GiveReason, Grant,
-    GrantReason, InviteMember, ListApprovals, ListGrants, ListMembers, ListStops, ReadApprovalHistory,
+    GrantReason, InviteMember, ListApprovals, ListGrants, ListMembers, ListStops, OfAllAccounts, ReadApprovalHistory,
     RegisterExternal, ReinviteMember, RemoveMember, ReportOutcome, ResumeStop, ShowApproval, UpdateMember,
 };
 use crate::{
-    ActivatePolicy, Activation, CheckRequest, CheckResponse, CreateAccount, CreateKey, CreateWebhook, DecisionPath,
-    DecisionQuery, DecisionRecord, DeleteDecisions, DeleteWebhook, EnableWebhook, EndRun, ExportQuery, ForgetPolicy,
-    GetWebhook, ListAccounts, ListDeliveries, ListKeys, ListPolicies, ListRuns, ListWebhooks, Liveness, Page,
-    PublicKeys, PublishPolicy, PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, ReadinessReport, ReplayWebhook,
-    Report, RevokeKey, RollbackPolicy, RotateKey, RotateWebhookSecret, Scope, SettleRun, ShowPolicy, ShowRun,
-    ShownPolicy, Status, TestWebhook, UpdateAccount, UpdateWebhook, Usage, VerifyQuery,
+    ActivatePolicy, Activation, ActivationAnswer, ActivationProposed, CheckRequest, CheckResponse, CreateAccount,
+    CreateKey, CreateWebhook, DecisionPath, DecisionQuery, DecisionRecord, DeleteDecisions, DeleteWebhook,
+    DenyProposal, DiffPolicies, EnableWebhook, EndRun, ExportQuery, ForgetPolicy, GetWebhook, ListAccounts,
+    ListDeliveries, ListKeys, ListPolicies, ListProposals, ListRuns, ListWebhooks, Liveness, Page, PolicyComparison,
+    PolicyProposal, ProposalReason, PublicKeys, PublishPolicy, PublishedPolicy, ReadActivePolicies, ReadPolicyHistory,
+    ReadinessReport, ReplayWebhook, Report, RevokeKey, RollbackPolicy, RotateKey, RotateWebhookSecret, Scope,
+    SettleRun, ShowPolicy, ShowProposal, ShowRun, ShownPolicy, Status, TestWebhook, UpdateAccount, UpdateWebhook,
+    Usage, VerifyQuery,
 };
 
 const OPEN: Access = Access::Open;
@@ -613,14 +615,15 @@ operations! {
 
     /// Publish a policy
     ///
-    /// Needs `policies:manage`, or `operator`, whose packs are for every account. The pack is loaded and its cases are
+    /// Needs `policies:manage`, or `operator`. The pack is loaded and its cases are
     /// run; each fault is an entry of `errors` with file, line and rule (422). What is published never changes: the
     /// same version with the same content is no change, the same name and number with other content is a 409.
-    /// At most 768 KiB and 500 files; 100 versions and 16 MiB an account (409).
+    /// At most 768 KiB, 512 KiB of rules and 100 files a pack; 100 versions and 16 MiB an account (409).
     PublishPolicy = Row::post("/v1/policies", "policies", POLICIES)
-        .parameters::<PublishPolicy>()
+        .parameters::<OfAllAccounts<PublishPolicy>>()
         .replies::<PublishedPolicy>("It is published.")
         .status(201)
+        .or_unchanged("It had been published before, and nothing changed.")
         .or(&[NotFound, Conflict])
         .body_example(
             r#"{"packs": [{"files": {"pack.toml": "name = \"acme\"\nversion = \"1.0.0\"\n"}}]}"#,
@@ -632,6 +635,7 @@ operations! {
     /// Needs `policies:manage`, or `operator`. The account's own and the operator's, by version.
     ListPolicies = Row::get("/v1/policies", "policies", POLICIES)
         .request::<ListPolicies>(200, "One page.")
+        .parameters::<OfAllAccounts<ListPolicies>>()
         .or(&[NotFound])
         .example(fixture!("policy_page"));
 
@@ -640,6 +644,7 @@ operations! {
     /// Needs `policies:manage`, or `operator`.
     ReadActivePolicies = Row::get("/v1/policies/active", "policies", POLICIES)
         .request::<ReadActivePolicies>(200, "What decides for the account.")
+        .parameters::<OfAllAccounts<ReadActivePolicies>>()
         .or(&[NotFound])
         .example(fixture!("policies_in_force"));
 
@@ -648,6 +653,7 @@ operations! {
     /// Needs `policies:manage`, or `operator`. The newest 1,000 changes of the account.
     ReadPolicyHistory = Row::get("/v1/policies/history", "policies", POLICIES)
         .request::<ReadPolicyHistory>(200, "The newest change first.")
+        .parameters::<OfAllAccounts<ReadPolicyHistory>>()
         .or(&[NotFound])
         .example(fixture!("policy_history"));
 
@@ -656,35 +662,106 @@ operations! {
     /// Needs `policies:manage`, or `operator`. Makes active what was active before the last activation; ten of them can
     /// be rolled back, one after the other (409). Send `expected`, so that a repeated call does not go back twice.
     RollbackPolicy = Row::post("/v1/policies/rollback", "policies", POLICIES)
-        .parameters::<RollbackPolicy>()
+        .parameters::<OfAllAccounts<RollbackPolicy>>()
         .replies::<Activation>("What is active now.")
         .or(&[NotFound, Conflict])
         .body_example(r#"{"reason": "refunds of partners were denied"}"#)
         .example(fixture!("activation_rolled_back"));
 
+    /// List proposed activations
+    ///
+    /// Needs `policies:manage`, or `operator`. Those that wait for a second member, and the last that have ended; the
+    /// newest first.
+    ListProposals = Row::get("/v1/policies/proposals", "policies", POLICIES)
+        .request::<ListProposals>(200, "One page.")
+        .or(&[NotFound])
+        .example(fixture!("proposal_page"));
+
+    /// Show a proposed activation
+    ///
+    /// Needs `policies:manage`, or `operator`.
+    ShowProposal = Row::get("/v1/policies/proposals/{id}", "policies", POLICIES)
+        .request::<ShowProposal>(200, "The proposal.")
+        .or(&[NotFound])
+        .example(fixture!("proposal_reply"));
+
+    /// Approve a proposed activation
+    ///
+    /// Needs the key of a member with `policies:manage` who is another person than the one that proposed it (409):
+    /// never who owns or made that key, and no member whom such a person invited. It activates what was proposed. If
+    /// another version is in force than when it was proposed, nothing is activated and the proposal ends (409).
+    ApproveProposal = Row::post("/v1/policies/proposals/{id}/approve", "policies", POLICIES)
+        .parameters::<ProposalReason>()
+        .replies::<Activation>("It is active.")
+        .or(&[NotFound, Conflict])
+        .body_example(r#"{"reason": "the limit is what we agreed on"}"#)
+        .example(fixture!("activation_approved"));
+
+    /// Deny a proposed activation
+    ///
+    /// Needs the key of a member with `policies:manage`. `reason` is required.
+    DenyProposal = Row::post("/v1/policies/proposals/{id}/deny", "policies", POLICIES)
+        .parameters::<DenyProposal>()
+        .replies::<PolicyProposal>("The proposal as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("proposal_denied"));
+
+    /// Take a proposed activation back
+    ///
+    /// Needs `policies:manage`, or `operator`: the workload that proposed it, any member, or the operator.
+    CancelProposal = Row::post("/v1/policies/proposals/{id}/cancel", "policies", POLICIES)
+        .parameters::<ProposalReason>()
+        .replies::<PolicyProposal>("The proposal as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("proposal_cancelled"));
+
     /// Show a published policy
     ///
     /// Needs `policies:manage`, or `operator`.
     ShowPolicy = Row::get("/v1/policies/{version}", "policies", POLICIES)
-        .parameters::<ShowPolicy>()
+        .parameters::<OfAllAccounts<ShowPolicy>>()
         .replies::<ShownPolicy>("The version, and which evaluators have it.")
         .or(&[NotFound])
         .example(fixture!("shown_policy"));
 
+    /// Compare a policy with another
+    ///
+    /// Needs `policies:manage`, or `operator`. What changes if the version takes the place of `from`, or of what
+    /// decides now: cases with another verdict, rules, words and values, at most 100 of each and 256 KiB; `left_out`
+    /// counts the others. `flips` is what an activation there has to accept. Without a floor there is nothing to
+    /// compare `floor` with (409).
+    DiffPolicies = Row::get("/v1/policies/{version}/diff", "policies", POLICIES)
+        .parameters::<OfAllAccounts<DiffPolicies>>()
+        .replies::<PolicyComparison>("What changes.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("policy_comparison"));
+
     /// Forget a published policy
     ///
-    /// Needs `policies:manage`, or `operator`. One that is active, or to which a rollback leads, is a 409.
+    /// Needs `policies:manage`, or `operator`. One that is active, or to which a rollback leads, is a 409. It is
+    /// recorded as `policy.deleted` before it is done. Its number stays taken: only the same content can be
+    /// published under it.
     ForgetPolicy = Row::delete("/v1/policies/{version}", "policies", POLICIES)
         .request_without_content::<ForgetPolicy>("It is kept no longer.")
+        .parameters::<OfAllAccounts<ForgetPolicy>>()
         .or(&[NotFound, Conflict]);
 
     /// Activate a policy
     ///
     /// Needs `policies:manage`, or `operator`, who alone activates for every account and sets the floor. It decides
     /// every check of the account at every gateway within a second. What is active already is no change.
+    ///
+    /// The version is compared with what decides at that place now. What is looser must be accepted: a 409 says how
+    /// much it is, and `accept_flips` with that number and a `reason` accepts it. Without a comparison nothing is
+    /// activated (503).
+    ///
+    /// Where the account wants a second member (`policy_changes`), nothing is activated: it is proposed, the answer is
+    /// a 202 with `proposal`, and a member who is another person approves it within 24 hours. What the operator
+    /// activates needs none.
     ActivatePolicy = Row::post("/v1/policies/{version}/activate", "policies", POLICIES)
-        .parameters::<ActivatePolicy>()
-        .replies::<Activation>("It is active.")
+        .parameters::<OfAllAccounts<ActivatePolicy>>()
+        .replies::<ActivationAnswer>("It is active.")
+        .or_accepts::<ActivationProposed>("It waits for a second member.")
         .or(&[NotFound, Conflict])
         .body_example(r#"{"environment": "staging", "reason": "try the limit of refunds"}"#)
         .example(fixture!("activation"));

@@ -78,6 +78,10 @@ pub(super) struct Row {
     pub(super) status: u16,
     pub(super) description: &'static str,
     pub(super) reply: Reply,
+    /// The 202 of an operation that does not always do at once what it is asked for.
+    pub(super) accepted: Option<(&'static str, SchemaOf)>,
+    /// The 200 of an operation that creates, where there is nothing to create; with the same body.
+    pub(super) unchanged: Option<&'static str>,
     pub(super) also: &'static [ErrorResponse],
     pub(super) is_idempotent: bool,
     /// Whether programs may call it: pages for people are not in the document.
@@ -101,6 +105,8 @@ impl Row {
             status: 200,
             description: "",
             reply: Reply::Nothing,
+            accepted: None,
+            unchanged: None,
             also: &[],
             is_idempotent: false,
             is_described: true,
@@ -176,6 +182,16 @@ impl Row {
     pub(super) const fn sends(mut self, media_type: &'static str, description: &'static str) -> Self {
         self.reply = Reply::Other(media_type);
         self.description = description;
+        self
+    }
+
+    pub(super) const fn or_accepts<T: JsonSchema>(mut self, description: &'static str) -> Self {
+        self.accepted = Some((description, reference::<T>));
+        self
+    }
+
+    pub(super) const fn or_unchanged(mut self, description: &'static str) -> Self {
+        self.unchanged = Some(description);
         self
     }
 

@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     AccountId, ActionDigest, ApiKey, ApprovalId, CONTEXT_MEMBERS, Change, ClientRequestId, GrantId, InvitationCode,
-    IssueCode, KeyId, LOOP_STATE_MEMBERS, LineHash, MemberId, PolicyVersion, RequestId, RequestMember, RunId,
-    SigningKeyId, StopId, WebhookId, WebhookSecret, WriterId,
+    IssueCode, KeyId, LOOP_STATE_MEMBERS, LineHash, MemberId, PolicyVersion, ProposalId, RequestId, RequestMember,
+    RunId, SigningKeyId, StopId, WebhookId, WebhookSecret, WriterId,
 };
 
 macro_rules! inline_schemas {
@@ -47,6 +47,7 @@ inline_schemas! {
     LineHash = {"type": "string", "pattern": "^[0-9a-f]{64}$"};
     MemberId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     PolicyVersion = {"type": "string", "minLength": 1, "maxLength": 100};
+    ProposalId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     RequestId = {"type": "string", "format": "uuid"};
     RunId = {"type": "string", "minLength": 1, "maxLength": 1000};
     SigningKeyId = {"type": "string", "pattern": "^[0-9a-f]{16}$"};

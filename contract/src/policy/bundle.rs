@@ -6,17 +6,19 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::FieldError;
+use super::shown::{bad_file_name, shown_file_name};
+use crate::{FieldError, canonical_hash};
 
 /// The largest bundle: the bytes of the names and texts of all its files. As JSON it fits into the body of a request.
 pub const MAX_BUNDLE_BYTES: usize = 768 << 10;
-/// The most files of a bundle.
-pub const MAX_BUNDLE_FILES: usize = 500;
 /// The most packs of a bundle: the pack itself and three that it extends.
 pub const MAX_BUNDLE_PACKS: usize = 4;
-/// The longest name of a file, in bytes.
-pub const MAX_FILE_NAME_BYTES: usize = 200;
+/// The most files of a pack.
+pub const MAX_PACK_FILES: usize = 100;
+/// The most files of a bundle.
+pub const MAX_BUNDLE_FILES: usize = MAX_BUNDLE_PACKS * MAX_PACK_FILES;
 const MAX_SHOWN_ERRORS: usize = 20;
 
 /// A pack with the packs that it extends, as far as they are not compiled in: the extended ones first.
@@ -41,6 +43,15 @@ impl PolicyBundle {
         files.map(|(name, text)| name.len() + text.len()).sum()
     }
 
+    /// Hex SHA-256 of all names and texts: it stands for one content, unlike the digest of a version, which is short.
+    pub fn content_hash(&self) -> String {
+        let packs = self.packs.iter().map(|pack| {
+            let files = pack.files.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str())));
+            Value::Object(files.collect())
+        });
+        canonical_hash(&Map::from_iter([("packs".to_owned(), packs.collect())]))
+    }
+
     /// How many files all its packs have.
     pub fn files(&self) -> usize {
         self.packs.iter().map(|pack| pack.files.len()).sum()
@@ -57,9 +68,9 @@ impl PolicyBundle {
                 format!("must have at most {MAX_BUNDLE_BYTES} bytes of names and texts, and have {}", self.bytes());
             errors.push(FieldError::new("packs", message));
         }
-        if self.files() > MAX_BUNDLE_FILES {
-            let message = format!("must have at most {MAX_BUNDLE_FILES} files, and have {}", self.files());
-            errors.push(FieldError::new("packs", message));
+        for (pack, files) in self.packs.iter().enumerate().filter(|(_, of)| of.files.len() > MAX_PACK_FILES) {
+            let message = format!("must have at most {MAX_PACK_FILES} files, and have {}", files.files.len());
+            errors.push(FieldError::new(format!("packs[{pack}].files"), message));
         }
         // As many as people read; a bundle with more has the same fault everywhere.
         let files = self.packs.iter().enumerate().flat_map(|(pack, of)| of.files.iter().map(move |file| (pack, file)));
@@ -71,12 +82,8 @@ impl PolicyBundle {
 
 /// A control character takes six bytes in JSON, so that a bundle of them would not fit into a message.
 fn file_error(pack: usize, name: &str, text: &str) -> Option<FieldError> {
-    let is_name = (1..=MAX_FILE_NAME_BYTES).contains(&name.len())
-        && !name.contains(|c: char| c.is_control() || c == '\\')
-        && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
-    if !is_name {
-        let message = format!("must have names of 1 to {MAX_FILE_NAME_BYTES} bytes below the pack's folder");
-        return Some(FieldError::new(format!("packs[{pack}].files"), message));
+    if let Some(message) = bad_file_name(name) {
+        return Some(FieldError::new(format!("packs[{pack}].files[\"{}\"]", shown_file_name(name)), message));
     }
     let line = text.lines().position(|line| line.contains(|c: char| c.is_control() && c != '\t'))?;
     let message = format!("must be text without control characters (line {})", line + 1);

@@ -24,6 +24,38 @@ fn an_environment_goes_before_the_default_by_any_of_its_names() {
 }
 
 #[test]
+fn where_environments_have_their_own_policy_a_check_names_one_that_can_be_read() {
+    let rules = AccountRules { policy: active(None, &[("production", "p")]), ..AccountRules::default() };
+    let unclear = |rules: &AccountRules, body: serde_json::Value| {
+        let mut whole = serde_json::json!({"goal": "g"});
+        whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+        rules.unclear_environment(&CheckRequest::parse(whole).unwrap()).map(|error| error.path)
+    };
+    let inner = |value: serde_json::Value| serde_json::json!({"context": {"environment": value}});
+    for bad in [
+        inner(serde_json::json!(["production"])),
+        inner(5.into()),
+        inner(serde_json::json!({"name": "production"})),
+        inner("pr\u{43e}d".into()),
+        serde_json::json!({"environment": "dev", "context": {"environment": "production"}}),
+    ] {
+        assert_eq!(unclear(&rules, bad.clone()).as_deref(), Some("context.environment"), "{bad}");
+        assert_eq!(unclear(&AccountRules::default(), bad), None, "no policy depends on it");
+    }
+    let mixed = serde_json::json!({"environment": "pr\u{43e}d"});
+    assert_eq!(unclear(&rules, mixed).as_deref(), Some("environment"));
+    for good in [
+        serde_json::json!({}),
+        inner(serde_json::Value::Null),
+        inner("".into()),
+        inner("staging".into()),
+        serde_json::json!({"environment": "prod", "context": {"environment": "production"}}),
+    ] {
+        assert_eq!(unclear(&rules, good.clone()), None, "{good}");
+    }
+}
+
+#[test]
 fn what_an_account_activates_stands_over_what_the_deployment_has() {
     let deployment = active(Some("d"), &[("prod", "dp"), ("staging", "ds")]);
     assert_eq!(active(None, &[]).or(&deployment), deployment);
@@ -54,21 +86,38 @@ fn a_bundle_counts_names_and_texts_of_all_its_packs() {
 }
 
 #[test]
-fn a_bundle_is_text_within_its_limits_in_files_below_its_folder() {
+fn a_content_hash_stands_for_names_texts_and_packs() {
+    let pack = |name: &str, text: &str| PolicyFiles { files: [(name.to_owned(), text.to_owned())].into() };
+    let hash = |packs: &[PolicyFiles]| PolicyBundle { packs: packs.to_vec() }.content_hash();
+    let one = hash(&[pack("a", "x"), pack("b", "y")]);
+    assert_eq!(one, hash(&[pack("a", "x"), pack("b", "y")]));
+    for other in [
+        &[pack("a", "x"), pack("b", "z")][..],
+        &[pack("a", "x"), pack("c", "y")],
+        &[pack("b", "y"), pack("a", "x")],
+        &[pack("a", "x")],
+        &[pack("a", "x"), pack("b", " y")],
+    ] {
+        assert_ne!(one, hash(other), "{other:?}");
+    }
+}
+
+#[test]
+fn a_bundle_is_text_within_its_limits_in_files_with_plain_names() {
     let of = |name: &str, text: &str| PolicyFiles { files: [(name.to_owned(), text.to_owned())].into() };
     let paths = |packs: Vec<PolicyFiles>| -> Vec<String> {
         PolicyBundle { packs }.errors().into_iter().map(|error| error.path).collect()
     };
-    let good = of("cases/refunds.json", "a\tb\r\nc\n");
+    let good = of("cases-refunds.json", "a\tb\r\nc\n");
     assert!(paths(vec![good.clone(); MAX_BUNDLE_PACKS]).is_empty());
     assert_eq!(paths(vec![good; MAX_BUNDLE_PACKS + 1]), ["packs"]);
     assert_eq!(paths(Vec::new()), ["packs"]);
-    for bad in ["", "/a", "a/", "../a", "a/../b", "./a", "a\\b", "a\nb", &"x".repeat(MAX_FILE_NAME_BYTES + 1)] {
-        assert_eq!(paths(vec![of(bad, "")]), ["packs[0].files"], "{bad:?}");
-    }
+    assert_eq!(paths(vec![of("cases/a.json", "")]), ["packs[0].files[\"cases/a.json\"]"], "it is named");
+    assert_eq!(paths(vec![of("a\u{202e}b", "")]), ["packs[0].files[\"a\\u{202e}b\"]"], "and misleads in no error");
     assert_eq!(paths(vec![of("a", "x\ny\u{1b}")]), ["packs[0].files[\"a\"]"]);
     assert!(paths(vec![of("a", &"x".repeat(MAX_BUNDLE_BYTES - 1))]).is_empty());
     assert_eq!(paths(vec![of("a", &"x".repeat(MAX_BUNDLE_BYTES))]), ["packs"]);
-    let many = (0..=MAX_BUNDLE_FILES).map(|number| (number.to_string(), String::new())).collect();
-    assert_eq!(paths(vec![PolicyFiles { files: many }]), ["packs"]);
+    let files = |count: usize| PolicyFiles { files: (0..count).map(|n| (n.to_string(), String::new())).collect() };
+    assert!(paths(vec![files(MAX_PACK_FILES); MAX_BUNDLE_PACKS]).is_empty());
+    assert_eq!(paths(vec![files(1), files(MAX_PACK_FILES + 1)]), ["packs[1].files"]);
 }
