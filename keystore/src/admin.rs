@@ -13,8 +13,8 @@ use stage0_backplane::clock;
 use stage0_contract::{
     Account, AccountId, ApiKey, ApiKeyError, ApprovalMode, Caller, Caps, Change, CreateAccount, CreateKey, Holder,
     IdError, KEY_ALPHABET, KeyChanged, KeyCreated, KeyId, KeySummary, Limits, ListAccounts, ListKeys, ListRetentions,
-    ManageReply, MemberId, Page, PermitDeletion, Person, Plan, Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey,
-    Scope, Scopes, SecondClock, UpdateAccount,
+    ManageReply, MemberId, Page, PermitDeletion, Person, Plan, PolicyChanges, Refusal, RetentionsPage, RevokeKey,
+    Revoked, RotateKey, Scope, Scopes, SecondClock, UpdateAccount,
 };
 
 use crate::admin::announce::Changed;
@@ -61,6 +61,7 @@ pub(crate) struct AdminService {
     /// Changed only here. Prechecks read it before a key is hashed.
     population: Arc<Mutex<Population>>,
     refusals: marks::RefusalLog,
+    claims: policies::Claims,
     /// The decision log holds a mark that this directory does not know.
     pub(crate) rolled_back: Arc<AtomicBool>,
 }
@@ -188,8 +189,8 @@ impl AdminService {
         plans: Plans,
     ) -> Result<Self, StoreError> {
         let population = Arc::new(Mutex::new(Population::of(&durable.store)?));
-        let refusals = marks::RefusalLog::default();
-        Ok(Self { durable, sealer, clock, plans, population, refusals, rolled_back: Arc::default() })
+        let (refusals, claims) = (marks::RefusalLog::default(), policies::Claims::default());
+        Ok(Self { durable, sealer, clock, plans, population, refusals, claims, rolled_back: Arc::default() })
     }
 
     pub(crate) fn store(&self) -> &RecordStore {
@@ -278,10 +279,13 @@ impl AdminService {
         account.caps = call.caps.of(account.caps);
         account.approvals = call.approvals.unwrap_or(account.approvals);
         account.four_eyes = call.four_eyes.unwrap_or(account.four_eyes);
+        account.policy_changes = call.policy_changes.unwrap_or(account.policy_changes);
         self.commit(&[Record::Account(account.clone())])?;
         let (plan, days) = (account.plan.as_str(), account.retention());
         let (approvals, four_eyes) = (account.approvals.as_str(), account.four_eyes);
-        tracing::info!(account = %account.id, plan, days, approvals, four_eyes, by = %caller.key_id, "account changed");
+        let policy_changes = account.policy_changes.as_str();
+        tracing::info!(account = %account.id, plan, days, approvals, four_eyes, policy_changes, by = %caller.key_id,
+            "account changed");
         let changed = account_changed(account.id.clone(), &caller);
         Ok((account, Some(changed)))
     }
@@ -412,6 +416,7 @@ fn new_account(name: String, plan: Plan, approvals: ApprovalMode, now: Timestamp
         caps: Caps::NONE,
         approvals,
         four_eyes: true,
+        policy_changes: PolicyChanges::Single,
     })
 }
 

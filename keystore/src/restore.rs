@@ -2,14 +2,14 @@
 //!
 //! A key stays active only if the state store lists it, with the expiry that the list has; every other key is revoked.
 //! Endpoints are disabled, because they may have been deleted or may lead elsewhere by now, and invitations end,
-//! because they may have been accepted. Stops of the backup hold again. The directory gets a new id, so that none of
-//! its copies is taken for it again.
+//! because they may have been accepted, and so do proposed activations. Stops of the backup hold again. The directory
+//! gets a new id, so that none of its copies is taken for it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
-use stage0_contract::{AccountId, KeyId, WebhookId};
+use stage0_contract::{AccountId, KeyId, ProposalStatus, WebhookId};
 
 use crate::head::Mismatch;
 use crate::head::live_keys::LiveKeys;
@@ -33,6 +33,8 @@ pub struct Restored {
     pub disabled: Vec<WebhookId>,
     /// Invitations that were pending in the backup and have ended.
     pub invitations: usize,
+    /// Proposed activations that were pending in the backup and are cancelled.
+    pub proposals: usize,
     /// Accounts without a list of active keys: all their keys are revoked.
     pub unlisted: Vec<AccountId>,
     pub new_operator_key: bool,
@@ -73,6 +75,11 @@ pub(crate) fn restored(
                 record.invitation = None;
                 done.invitations += 1;
             }
+            Record::Proposal(record) if record.is_pending(now) => {
+                // It may have been denied since, and what it was compared with may be in force no longer.
+                *record = record.clone().ended(ProposalStatus::Cancelled, None, now);
+                done.proposals += 1;
+            }
             Record::Account(_)
             | Record::Webhook(_)
             | Record::SigningKey(_)
@@ -81,8 +88,10 @@ pub(crate) fn restored(
             | Record::Member(_)
             | Record::Stop(_)
             | Record::Policy(_)
+            | Record::DeletedPolicy(_)
             | Record::ActivePolicies(_)
-            | Record::Activation(_) => {}
+            | Record::Activation(_)
+            | Record::Proposal(_) => {}
         }
     }
     let listed = lists.values().flat_map(|list| list.keys.keys());
@@ -126,6 +135,7 @@ impl fmt::Display for Restored {
             writeln!(f, "  {} {what}{colon}{}", ids.len(), ids.join(" "))?;
         }
         writeln!(f, "  {} invitations of members have ended", self.invitations)?;
+        writeln!(f, "  {} proposed activations of policies are cancelled", self.proposals)?;
         writeln!(
             f,
             "  stops, members, policies and settings of accounts are the backup's: the log has later ones \
@@ -143,8 +153,9 @@ fn ids<Id>(ids: &[Id], text: fn(&Id) -> &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::record::proposals::tests::proposal;
     use crate::store::record::tests::{account, at, key, member, stop, webhook};
-    use crate::store::record::{CodeHash, Invitation, MemberRecord};
+    use crate::store::record::{CodeHash, Invitation, MemberRecord, ProposalRecord};
 
     fn lists(of: &str, keys: &[(&str, Option<i64>)]) -> BTreeMap<AccountId, LiveKeys> {
         let keys = keys.iter().map(|(id, ends)| (key(id, of, &[]).id, *ends)).collect();
@@ -153,6 +164,16 @@ mod tests {
 
     fn invitation() -> Invitation {
         Invitation { hash: CodeHash("hash".to_owned()), expires_at: at(90) }
+    }
+
+    fn pending() -> ProposalRecord {
+        let mut record = proposal("prop_1", "a");
+        record.proposal.expires_at = at(90);
+        record
+    }
+
+    fn denied() -> ProposalRecord {
+        proposal("prop_2", "a").ended(ProposalStatus::Denied, None, at(5))
     }
 
     fn snapshot() -> Snapshot {
@@ -165,6 +186,8 @@ mod tests {
             Record::Webhook(webhook("we_1", "a")),
             Record::Member(MemberRecord { invitation: Some(invitation()), ..member("mem_1", "a") }),
             Record::Stop(stop("stop_1", "a")),
+            Record::Proposal(pending()),
+            Record::Proposal(denied()),
         ];
         Snapshot::of(StoreId::from_random([1; 16]), 5, records).unwrap()
     }
@@ -209,6 +232,16 @@ mod tests {
             text.contains("3 keys are revoked: k1 k2 k3") && text.contains("endpoints are disabled: we_1"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_restore_cancels_pending_proposals_and_leaves_ended_ones() {
+        let (snapshot, done) = restore(&BTreeMap::new());
+        let records = snapshot.records();
+        let cancelled = pending().ended(ProposalStatus::Cancelled, None, at(50));
+        assert!(records.contains(&Record::Proposal(cancelled)) && records.contains(&Record::Proposal(denied())));
+        assert_eq!(done.proposals, 1);
+        assert!(done.to_string().contains("1 proposed activations of policies are cancelled"), "{done}");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use stage0_backplane::{Backplane, BoxFuture, IncomingRequest, ServeError};
 use stage0_contract::{
     AcceptInvitation, CreateKey, DelegateMember, DisableWebhook, EnableWebhook, FetchPolicy, KeystoreStatus,
-    ListEndpoints, ListKeys, ListRetentions, ManageReply, NoteKeyUses, PermitDeletion, ReadPeople, RefreshKey,
-    ReinviteMember, Request, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, VerifyKey,
+    ListActiveVersions, ListEndpoints, ListKeys, ListRetentions, ManageReply, NoteKeyUses, PermitDeletion, ReadPeople,
+    RefreshKey, ReinviteMember, Request, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, VerifyKey,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -119,6 +119,13 @@ impl Server<'_> {
         self.change(AdminService::activate_policy).await?;
         self.change(AdminService::roll_back_policy).await?;
         self.change(AdminService::forget_policy).await?;
+        self.read(policies::list_proposals).await?;
+        self.read(policies::show_proposal).await?;
+        self.change(AdminService::decide_proposal).await?;
+        self.serve_result(|at, call: ListActiveVersions, _| async move {
+            at.read(move |store, _| policies::list_active_versions(store, &call)).await
+        })
+        .await?;
         self.serve_result(|at, call: FetchPolicy, _| async move {
             at.read(move |store, _| policies::fetch_policy(store, &call)).await
         })

@@ -240,8 +240,10 @@ fn account_to_list(record: &Record) -> Option<&AccountId> {
         | Record::Member(_)
         | Record::Stop(_)
         | Record::Policy(_)
+        | Record::DeletedPolicy(_)
         | Record::ActivePolicies(_)
-        | Record::Activation(_) => None,
+        | Record::Activation(_)
+        | Record::Proposal(_) => None,
     }
 }
 

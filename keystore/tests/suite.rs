@@ -24,8 +24,12 @@ mod members;
 mod older;
 #[path = "suite/policies.rs"]
 mod policies;
+#[path = "suite/policy_answers.rs"]
+mod policy_answers;
 #[path = "suite/power_cut.rs"]
 mod power_cut;
+#[path = "suite/proposals.rs"]
+mod proposals;
 #[path = "suite/restore.rs"]
 mod restore;
 #[path = "suite/serving.rs"]

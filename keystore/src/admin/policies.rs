@@ -7,19 +7,28 @@
 
 use jiff::Timestamp;
 use stage0_contract::{
-    AccountId, ActivatePolicy, Activation, ActivationDone, ActivationKind, ActivePolicies, Caller, FetchPolicy,
-    FetchedPolicy, FieldError, ForgetPolicy, KeyChanged, ListPolicies, MAX_POLICY_HISTORY, Page, PoliciesInForce,
-    PolicyChanged, PolicyForgotten, PolicyStored, PolicyVersion, PublishedPolicy, ReadActivePolicies,
-    ReadPolicyHistory, Refusal, RollbackPolicy, Scope, ShowPolicy, StorePolicy,
+    AccountId, ActivatePolicy, Activation, ActivationDone, ActivationKind, ActivePolicies, Caller, FieldError,
+    KeyChanged, ListPolicies, MAX_POLICY_HISTORY, Page, PoliciesInForce, PolicyChanged, PolicyStored, PolicyVersion,
+    PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, Refusal, RollbackPolicy, Scope, ShowPolicy, StorePolicy,
 };
 
+use self::missing::{Advice, missing};
 use super::pages::one_page;
 use super::rules::policies::{self as policy_rules, Asked, Kept, Place};
+use super::rules::proposals as proposal_rules;
 use super::rules::{self, Granter};
 use super::{AdminService, ChangeResult, ManageError, authorized, granter};
 use crate::admin::announce::Changed;
-use crate::store::record::{ActiveRecord, Forgotten, ForgottenPolicy, PolicyRecord, Record};
+use crate::store::record::{ActiveRecord, Forgotten, PolicyRecord, ProposalRecord, Record};
 use crate::store::record_store::{RecordStore, StoreError};
+
+mod forget;
+mod loading;
+mod missing;
+mod proposals;
+
+pub(crate) use loading::{fetch_policy, list_active_versions};
+pub(crate) use proposals::{Claims, list_proposals, show_proposal};
 
 impl AdminService {
     pub(crate) fn store_policy(&mut self, call: StorePolicy) -> ChangeResult<PolicyStored> {
@@ -29,7 +38,15 @@ impl AdminService {
         let retention_days = retention_days(store, &granter.caller, owner.as_ref())?;
         let version = call.summary.version.clone();
         if let Some(policy) = store.policy(owner.as_ref(), &version)? {
+            // The digest of a version is short: its author can find two contents with one.
+            if store.policy_files(&policy)? != call.bundle {
+                return Err(policy_rules::published_otherwise(&version).into());
+            }
             return Ok((PolicyStored { policy, is_new: false, retention_days }, None));
+        }
+        let deleted = store.deleted_policy(owner.as_ref(), &version)?;
+        if let Some(deleted) = deleted.as_ref().filter(|deleted| deleted.content != call.bundle.content_hash()) {
+            return Err(policy_rules::deleted_otherwise(&deleted.version).into());
         }
         let (mut own, mut all) = (Kept::default(), Kept::default());
         for policy in store.policies(owner.as_ref(), None) {
@@ -47,41 +64,21 @@ impl AdminService {
             summary: call.summary,
             account: owner.clone(),
             published_at: now,
-            key_id: granter.caller.key_id.clone(),
+            key_id: Some(granter.caller.key_id.clone()),
             member_id: granter.holder.member.clone(),
             bytes: call.bundle.bytes(),
             packs: None,
         };
-        self.commit(&[Record::Policy(PolicyRecord { policy: policy.clone(), bundle: call.bundle })])?;
+        if call.is_trial {
+            return Ok((PolicyStored { policy, is_new: true, retention_days }, None));
+        }
+        let mut records = vec![Record::Policy(PolicyRecord { policy: policy.clone(), bundle: call.bundle })];
+        records.extend(deleted.map(|deleted| Record::Forgotten(Forgotten::DeletedPolicy(deleted))));
+        self.commit(&records)?;
         tracing::info!(account = owner.as_ref().map(AccountId::as_str), policy_version = %version,
             by = %granter.caller.key_id, "policy published");
         let changed = Changed::Policy(PolicyChanged { account: owner, versions: vec![version] });
         Ok((PolicyStored { policy, is_new: true, retention_days }, Some(changed)))
-    }
-
-    pub(crate) fn forget_policy(&mut self, call: &ForgetPolicy) -> ChangeResult<PolicyForgotten> {
-        let (now, store) = (self.now(), self.store());
-        let caller = authorized(store, &call.caller, Scope::PoliciesManage, now)?;
-        let owner = policy_rules::owner(&caller, call.account.as_ref())?;
-        store.policy(owner.as_ref(), &call.version)?.ok_or(Refusal::NotFound)?;
-        let is_needed = match &owner {
-            Some(account) => store.active_policies(Some(account))?.needs(&call.version),
-            None => {
-                let mut is_needed = false;
-                for active in store.all_active_policies() {
-                    is_needed |= active?.needs(&call.version);
-                }
-                is_needed
-            }
-        };
-        if is_needed {
-            return Err(policy_rules::still_needed(&call.version).into());
-        }
-        let forgotten = ForgottenPolicy { account: owner.clone(), version: call.version.clone() };
-        self.commit(&[Record::Forgotten(Forgotten::Policy(forgotten))])?;
-        tracing::info!(account = owner.as_ref().map(AccountId::as_str), policy_version = %call.version,
-            by = %caller.key_id, "policy forgotten");
-        Ok((PolicyForgotten {}, None))
     }
 
     pub(crate) fn activate_policy(&mut self, call: &ActivatePolicy) -> ChangeResult<ActivationDone> {
@@ -93,16 +90,32 @@ impl AdminService {
             diff_digest: call.diff_digest.as_deref(),
         };
         let (granter, place) = self.place(&call.caller, &asked)?;
-        find(self.store(), place.owner.as_ref(), &call.version)?.ok_or(Refusal::NotFound)?;
+        self.require_published(place.owner.as_ref(), &call.version)?;
         let mut change = self.begin(ActivationKind::Activated, &granter, place, call.expected.as_ref())?;
         change.activation.version = Some(call.version.clone());
         change.activation.reason.clone_from(&call.reason);
         change.activation.diff_digest.clone_from(&call.diff_digest);
+        change.activation.accepted_flips = call.accept_flips.filter(|flips| *flips > 0);
+        // Also where the version was active when it was tried: it may be active no longer.
+        if !call.is_trial && call.judged.as_ref().is_some_and(|judged| *judged != change.replaces) {
+            return Ok((change.not_made(), None));
+        }
         if change.activation.from.as_ref() == Some(&call.version) {
+            let Some(newest) = newest_of(self.store(), &change.activation)? else {
+                // The history has lost the activation of what is active: this one takes its place there.
+                return self.finish(change, call.is_trial, &granter.caller);
+            };
             // Announced all the same: the notice of the first one may have been lost.
             let announced = change.changed(&granter.caller);
-            let ActiveChange { activation, retention_days, .. } = change;
-            return Ok((ActivationDone { activation, is_new: false, retention_days }, Some(announced)));
+            let done = ActivationDone { activation: newest, is_outdated: false, ..change.not_made() };
+            return Ok((done, Some(announced)));
+        }
+        let needs_second = self.needs_second(&granter, &change.place.owner)?;
+        if !call.is_trial {
+            proposal_rules::check_proposes(call.proposes, needs_second)?;
+        }
+        if needs_second {
+            return self.propose(change, call, &granter);
         }
         let (slot, _) = policy_rules::slot(&mut change.record, &change.place)?;
         slot.activate(call.version.clone());
@@ -119,14 +132,25 @@ impl AdminService {
         };
         let (granter, place) = self.place(&call.caller, &asked)?;
         let mut change = self.begin(ActivationKind::RolledBack, &granter, place, call.expected.as_ref())?;
+        if !call.is_trial && call.sequence.is_some_and(|sequence| sequence != change.activation.sequence) {
+            return Ok((change.not_made(), None));
+        }
         change.activation.reason.clone_from(&call.reason);
         let (slot, _) = policy_rules::slot(&mut change.record, &change.place)?;
         if !slot.roll_back() {
-            return Err(policy_rules::nothing_to_roll_back().into());
+            return Err(policy_rules::nothing_to_roll_back(slot).into());
         }
         change.activation.version.clone_from(&slot.active);
         change.record.environments.retain(|_, slot| !slot.is_empty());
         self.finish(change, call.is_trial, &granter.caller)
+    }
+
+    /// The version must be published where the place's owner sees it.
+    fn require_published(&self, owner: Option<&AccountId>, version: &PolicyVersion) -> Result<(), ManageError> {
+        if find(self.store(), owner, version)?.is_none() {
+            return Err(missing(self.store(), owner, version, Advice::PublishForAll)?.into());
+        }
+        Ok(())
     }
 
     fn place(&self, caller: &Caller, asked: &Asked<'_>) -> Result<(Granter, Place), ManageError> {
@@ -147,11 +171,13 @@ impl AdminService {
         let owner = place.owner.as_ref();
         let retention_days = retention_days(store, &granter.caller, owner)?;
         let mut record = store.active_policies(owner)?;
-        let effective = record.policies().or(&store.active_policies(None)?.policies());
-        let effective = effective.of(place.environment.as_deref()).filter(|_| !place.is_floor);
+        let own = record.policies();
+        let effective_everywhere = own.or(&store.active_policies(None)?.policies());
+        let effective = effective_everywhere.of(place.environment.as_deref()).filter(|_| !place.is_floor);
         let (slot, environment) = policy_rules::slot(&mut record, &place)?;
         policy_rules::check_expected(expected, slot.active.as_ref(), effective)?;
         let from = slot.active.clone();
+        let replaces = policy_rules::replaces(&place, from.as_ref(), &own, &effective_everywhere);
         record.sequence += 1;
         place.environment.clone_from(&environment);
         let activation = Activation {
@@ -165,17 +191,26 @@ impl AdminService {
             from,
             reason: None,
             diff_digest: None,
+            accepted_flips: None,
             key_id: granter.caller.key_id.clone(),
             member_id: granter.holder.member.clone(),
+            proposal: None,
         };
-        Ok(ActiveChange { place, record, activation, retention_days })
+        Ok(ActiveChange { place, record, activation, retention_days, replaces, proposal: None })
     }
 
     fn finish(&mut self, change: ActiveChange, is_trial: bool, by: &Caller) -> ChangeResult<ActivationDone> {
         let announced = change.changed(by);
         let hint = Changed::Policy(change.hint());
-        let ActiveChange { record, activation, retention_days, .. } = change;
-        let done = ActivationDone { activation: activation.clone(), is_new: true, retention_days };
+        let ActiveChange { record, activation, retention_days, replaces, proposal, .. } = change;
+        let done = ActivationDone {
+            activation: activation.clone(),
+            is_new: true,
+            retention_days,
+            replaces,
+            is_outdated: false,
+            proposal: None,
+        };
         if is_trial {
             return Ok((done, Some(hint)));
         }
@@ -184,10 +219,13 @@ impl AdminService {
         if let Some(sequence) = sequence.checked_sub(MAX_POLICY_HISTORY).filter(|sequence| *sequence > 0) {
             records.push(Record::Forgotten(Forgotten::Activation { account, sequence }));
         }
+        records.extend(proposal.map(Record::Proposal));
         self.commit(&records)?;
-        let Activation { kind, account, environment, version, .. } = &done.activation;
-        let (account, version) = (account.as_ref().map(AccountId::as_str), version.as_ref().map(PolicyVersion::as_str));
-        tracing::warn!(account, environment, policy_version = version, ?kind, by = %by.key_id, "active policy changed");
+        let Activation { kind, account, environment, floor, version, from, .. } = &done.activation;
+        let (account, text) = (account.as_ref().map(AccountId::as_str), PolicyVersion::as_str);
+        let (version, from) = (version.as_ref().map(text), from.as_ref().map(text));
+        tracing::warn!(account, environment, floor, policy_version = version, from, ?kind, by = %by.key_id,
+            "active policy changed");
         Ok((done, Some(announced)))
     }
 }
@@ -198,9 +236,19 @@ struct ActiveChange {
     record: ActiveRecord,
     activation: Activation,
     retention_days: u32,
+    /// What decides where the version is going to.
+    replaces: Vec<Option<PolicyVersion>>,
+    /// The proposal that it comes from, as it is once the change is made.
+    proposal: Option<ProposalRecord>,
 }
 
 impl ActiveChange {
+    /// The answer where it takes the place of something else than what was judged.
+    fn not_made(self) -> ActivationDone {
+        let Self { activation, retention_days, replaces, .. } = self;
+        ActivationDone { activation, is_new: false, retention_days, replaces, is_outdated: true, proposal: None }
+    }
+
     fn changed(&self, by: &Caller) -> Changed {
         let account = &self.activation.account;
         // A notice invalidates the cached keys of its whole account (ADR 0003), so naming the caller's key is enough.
@@ -237,6 +285,7 @@ pub(crate) fn list_policies(
     // The sort is stable: of two with the same content the account's own is listed.
     policies.sort_by(|one, other| one.summary.version.cmp(&other.summary.version));
     policies.dedup_by(|later, first| later.summary.version == first.summary.version);
+    policies.iter_mut().for_each(|policy| hide_publisher(policy, &caller));
     let version = |policy: &PublishedPolicy| policy.summary.version.clone();
     let (items, next) = one_page(policies.into_iter().map(Ok), limit, version)?;
     Ok(Page { items, next_cursor: next.map(|version| version.as_str().to_owned()) })
@@ -249,7 +298,10 @@ pub(crate) fn show_policy(
 ) -> Result<PublishedPolicy, ManageError> {
     let caller = authorized(store, &call.caller, Scope::PoliciesManage, now)?;
     let owner = policy_rules::owner(&caller, call.account.as_ref())?;
-    let mut policy = find(store, owner.as_ref(), &call.version)?.ok_or(Refusal::NotFound)?;
+    let Some(mut policy) = find(store, owner.as_ref(), &call.version)? else {
+        return Err(missing(store, owner.as_ref(), &call.version, Advice::NameTheAccount)?.into());
+    };
+    hide_publisher(&mut policy, &caller);
     if call.files {
         policy.packs = Some(store.policy_files(&policy)?.packs);
     }
@@ -291,10 +343,22 @@ pub(crate) fn read_policy_history(
     Ok(Page { items, next_cursor: next.map(|sequence| sequence.to_string()) })
 }
 
-/// For evaluators, which are known by their credentials.
-pub(crate) fn fetch_policy(store: &RecordStore, call: &FetchPolicy) -> Result<FetchedPolicy, ManageError> {
-    let policy = find(store, call.account.as_ref(), &call.version)?.ok_or(Refusal::NotFound)?;
-    Ok(FetchedPolicy { version: call.version.clone(), bundle: store.policy_files(&policy)? })
+/// An account does not learn which of the operator's keys published a pack.
+fn hide_publisher(policy: &mut PublishedPolicy, caller: &Caller) {
+    if policy.account.is_none() && !rules::is_operator(caller) {
+        (policy.key_id, policy.member_id) = (None, None);
+    }
+}
+
+/// The newest change of the place of this activation, if it is of the version that is active there.
+fn newest_of(store: &RecordStore, wanted: &Activation) -> Result<Option<Activation>, StoreError> {
+    for change in store.activations(wanted.account.as_ref(), None) {
+        let change = change?;
+        if change.environment == wanted.environment && change.floor == wanted.floor {
+            return Ok(Some(change).filter(|change| change.version == wanted.from));
+        }
+    }
+    Ok(None)
 }
 
 /// An account's own version, or the deployment's.
@@ -314,3 +378,6 @@ fn retention_days(store: &RecordStore, caller: &Caller, owner: Option<&AccountId
     let account = store.account(owner.unwrap_or(&caller.account))?.ok_or(Refusal::NotFound)?;
     Ok(account.retention())
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,14 +80,21 @@ impl Population {
             Record::Forgotten(Forgotten::Stop { id, account }) => {
                 self.stops.get_mut(account).into_iter().for_each(|lifetimes| lifetimes.remove(id));
             }
-            // Policies are counted in the store, where they are published.
+            // Policies and proposals are counted in the store, where there are new ones.
             Record::Account(_)
             | Record::SigningKey(_)
             | Record::Mark(_)
             | Record::Policy(_)
+            | Record::DeletedPolicy(_)
             | Record::ActivePolicies(_)
             | Record::Activation(_)
-            | Record::Forgotten(Forgotten::Policy(_) | Forgotten::Activation { .. }) => {}
+            | Record::Proposal(_)
+            | Record::Forgotten(
+                Forgotten::Policy(_)
+                | Forgotten::DeletedPolicy(_)
+                | Forgotten::Activation { .. }
+                | Forgotten::Proposal { .. },
+            ) => {}
         }
     }
 

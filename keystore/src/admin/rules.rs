@@ -17,6 +17,7 @@ use crate::store::record::{KeyRecord, MemberRecord};
 pub(crate) mod marks;
 pub(crate) mod members;
 pub(crate) mod policies;
+pub(crate) mod proposals;
 pub(crate) mod stops;
 pub(crate) mod webhooks;
 
@@ -279,7 +280,7 @@ pub(crate) fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-fn is_operator(caller: &Caller) -> bool {
+pub(crate) fn is_operator(caller: &Caller) -> bool {
     caller.scopes.contains(&Scope::Operator)
 }
 

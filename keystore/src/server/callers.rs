@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use stage0_contract::{
-    ActivatePolicy, ApiKey, Caller, CreateAccount, CreateKey, CreateStop, CreateWebhook, DelegateMember, DeleteWebhook,
-    EnableWebhook, ForgetPolicy, GetWebhook, InviteMember, KeyId, ListAccounts, ListKeys, ListMembers, ListPolicies,
-    ListStops, ListWebhooks, PermitDeletion, ReadActivePolicies, ReadPolicyHistory, ReinviteMember, RemoveMember,
-    ResumeStop, RevokeKey, RollbackPolicy, RotateKey, RotateWebhookSecret, Scopes, ShowPolicy, StorePolicy,
-    UpdateAccount, UpdateMember, UpdateWebhook, VerifyKey, VerifyKeyReply,
+    ActivatePolicy, ApiKey, Caller, CreateAccount, CreateKey, CreateStop, CreateWebhook, DecideProposal,
+    DelegateMember, DeleteWebhook, EnableWebhook, ForgetPolicy, GetWebhook, InviteMember, KeyId, ListAccounts,
+    ListKeys, ListMembers, ListPolicies, ListProposals, ListStops, ListWebhooks, PermitDeletion, ReadActivePolicies,
+    ReadPolicyHistory, ReinviteMember, RemoveMember, ResumeStop, RevokeKey, RollbackPolicy, RotateKey,
+    RotateWebhookSecret, Scopes, ShowPolicy, ShowProposal, StorePolicy, UpdateAccount, UpdateMember, UpdateWebhook,
+    VerifyKey, VerifyKeyReply,
 };
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -62,6 +63,7 @@ has_caller!(
     ActivatePolicy,
     RollbackPolicy,
     ForgetPolicy,
+    DecideProposal,
 );
 has_caller!(
     Lane::Ordinary;
@@ -88,6 +90,8 @@ has_caller!(
     ShowPolicy,
     ReadActivePolicies,
     ReadPolicyHistory,
+    ListProposals,
+    ShowProposal,
 );
 
 pub(crate) struct Callers {

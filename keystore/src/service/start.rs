@@ -266,13 +266,14 @@ fn compare_with_head(
 }
 
 fn log_restored(restored: &Restored) {
-    let Restored { why, kept, revoked, unknown, vanished, disabled, invitations, unlisted, new_operator_key } =
-        restored;
+    let Restored { why, kept, revoked, unknown, vanished, disabled, invitations, unlisted, .. } = restored;
+    let Restored { proposals, new_operator_key, .. } = restored;
     tracing::error!(
         why,
         kept,
         new_operator_key,
         invitations,
+        proposals,
         unlisted = unlisted.len(),
         revoked = ?revoked,
         unknown = ?unknown,

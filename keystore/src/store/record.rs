@@ -10,17 +10,21 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stage0_contract::{
-    Account, AccountId, AccountRules, Activation, ApiKey, Holder, KeyId, KeyIdentity, KeySummary, MemberId, PublicKey,
-    Scopes, StopId, Webhook, WebhookFilters, WebhookId,
+    Account, AccountId, AccountRules, Activation, ApiKey, Holder, KeyId, KeyIdentity, KeySummary, MemberId, ProposalId,
+    PublicKey, Scopes, StopId, Webhook, WebhookFilters, WebhookId,
 };
 
 use crate::plans::Plans;
 
+mod deleted;
 mod people;
 pub(crate) mod policies;
+pub(crate) mod proposals;
 
+pub(crate) use deleted::{DeletedPolicy, deleted_slot, number};
 pub(crate) use people::{CodeHash, Invitation, MemberRecord, StopRecord};
 pub(crate) use policies::{ActiveRecord, ForgottenPolicy, Owner, PolicyRecord, Slot};
+pub(crate) use proposals::{ProposalRecord, listed_proposals};
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -176,7 +180,9 @@ pub(crate) enum Forgotten {
     Member { id: MemberId, account: AccountId },
     Stop { id: StopId, account: AccountId },
     Policy(ForgottenPolicy),
+    DeletedPolicy(DeletedPolicy),
     Activation { account: Option<AccountId>, sequence: u64 },
+    Proposal { id: ProposalId, account: AccountId },
 }
 
 /// The last mark that was signed for an account: no number is signed twice.
@@ -199,8 +205,10 @@ pub(crate) enum Record {
     Member(MemberRecord),
     Stop(StopRecord),
     Policy(PolicyRecord),
+    DeletedPolicy(DeletedPolicy),
     ActivePolicies(ActiveRecord),
     Activation(Activation),
+    Proposal(ProposalRecord),
 }
 
 /// A key of the store with its value, `None` to remove it.
@@ -216,8 +224,10 @@ pub(crate) enum RecordKind {
     Member,
     Stop,
     Policy,
+    DeletedPolicy,
     ActivePolicies,
     Activation,
+    Proposal,
 }
 
 impl Record {
@@ -228,7 +238,9 @@ impl Record {
             Self::Webhook(record) => !record.exists() || !record.webhook.enabled,
             Self::Member(record) => !record.exists(),
             Self::Stop(record) => record.takes_away(),
-            Self::Forgotten(_) => true,
+            Self::Proposal(record) => record.takes_away(),
+            // What a deletion leaves.
+            Self::Forgotten(_) | Self::DeletedPolicy(_) => true,
             Self::Account(_)
             | Self::SigningKey(_)
             | Self::Mark(_)
@@ -253,8 +265,13 @@ impl Record {
             Self::Forgotten(Forgotten::Member { id, .. }) => (RecordKind::Member, id.as_str()),
             Self::Stop(record) => (RecordKind::Stop, record.stop.id.as_str()),
             Self::Forgotten(Forgotten::Stop { id, .. }) => (RecordKind::Stop, id.as_str()),
+            Self::Proposal(record) => (RecordKind::Proposal, record.proposal.id.as_str()),
+            Self::Forgotten(Forgotten::Proposal { id, .. }) => (RecordKind::Proposal, id.as_str()),
             Self::Policy(record) => return (RecordKind::Policy, record.slot()),
             Self::Forgotten(Forgotten::Policy(forgotten)) => return (RecordKind::Policy, forgotten.slot()),
+            Self::DeletedPolicy(deleted) | Self::Forgotten(Forgotten::DeletedPolicy(deleted)) => {
+                return (RecordKind::DeletedPolicy, deleted.slot());
+            }
             Self::ActivePolicies(record) => {
                 return (RecordKind::ActivePolicies, policies::owner_word(record.account.as_ref()).to_owned());
             }
@@ -266,8 +283,9 @@ impl Record {
         (kind, id.to_owned())
     }
 
-    /// Keys, endpoints, members and stops have two entries: the record, and one in their account's list. A stop of all
-    /// accounts stands in a list of its own too. A policy has one entry for what is listed and one for its files.
+    /// Keys, endpoints, members, stops and proposals have two entries: the record, and one in their account's list. A
+    /// stop of all accounts stands in a list of its own too. A policy has one entry for what is listed and one for its
+    /// files.
     pub(crate) fn entries(&self) -> Result<Vec<TreeEntry>, serde_json::Error> {
         Ok(match self {
             Self::Account(account) => vec![(entry(ACCOUNTS, account.id.as_str()), Some(serde_json::to_vec(account)?))],
@@ -316,6 +334,10 @@ impl Record {
             ],
             Self::Policy(record) => record.entries()?,
             Self::Forgotten(Forgotten::Policy(forgotten)) => forgotten.entries(),
+            Self::DeletedPolicy(deleted) => deleted.entries()?,
+            Self::Forgotten(Forgotten::DeletedPolicy(deleted)) => {
+                vec![(entry(DELETED_POLICIES, &deleted.slot()), None)]
+            }
             Self::ActivePolicies(record) => {
                 let owner = policies::owner_word(record.account.as_ref());
                 vec![(entry(ACTIVE_POLICIES, owner), Some(serde_json::to_vec(record)?))]
@@ -327,6 +349,8 @@ impl Record {
             Self::Forgotten(Forgotten::Activation { account, sequence }) => {
                 vec![(entry(ACTIVATIONS, &policies::activation_slot(account.as_ref(), *sequence)), None)]
             }
+            Self::Proposal(record) => record.entries()?,
+            Self::Forgotten(Forgotten::Proposal { id, account }) => proposals::forgotten(id, account),
         })
     }
 }
@@ -342,8 +366,10 @@ pub(crate) const STOPS: &[u8] = b"stop/";
 pub(crate) const STOPS_OF_ALL: &[u8] = b"stops-of/*/";
 pub(crate) const POLICIES: &[u8] = b"policy/";
 pub(crate) const POLICY_FILES: &[u8] = b"policy-files/";
+pub(crate) const DELETED_POLICIES: &[u8] = b"policy-deleted/";
 pub(crate) const ACTIVE_POLICIES: &[u8] = b"active-policies/";
 pub(crate) const ACTIVATIONS: &[u8] = b"activation/";
+pub(crate) const PROPOSALS: &[u8] = b"policy-proposal/";
 
 pub(crate) const DELETED: &[u8] = b"deleted";
 

@@ -99,10 +99,14 @@ impl RecordStore {
                 records.push(Record::Stop(serde_json::from_slice(&value)?));
             } else if key.starts_with(record::POLICIES) {
                 records.push(Record::Policy(self.policy_record(&key, &value)?));
+            } else if key.starts_with(record::DELETED_POLICIES) {
+                records.push(Record::DeletedPolicy(serde_json::from_slice(&value)?));
             } else if key.starts_with(record::ACTIVE_POLICIES) {
                 records.push(Record::ActivePolicies(serde_json::from_slice(&value)?));
             } else if key.starts_with(record::ACTIVATIONS) {
                 records.push(Record::Activation(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::PROPOSALS) {
+                records.push(Record::Proposal(serde_json::from_slice(&value)?));
             }
         }
         let StoredPosition { position, trail } = self.read(POSITION)?.ok_or(StoreError::Inconsistent)?;

@@ -136,9 +136,14 @@ impl Snapshot {
 mod tests {
     use super::*;
     use crate::store::record::policies::tests::{activation, owner, policy, version};
+    use crate::store::record::proposals::tests::proposal;
     use crate::store::record::tests::{account, at, key, member, stop, stop_of_all, webhook};
-    use crate::store::record::{ActiveRecord, Forgotten, ForgottenPolicy, SignedMark};
+    use crate::store::record::{ActiveRecord, DeletedPolicy, Forgotten, ForgottenPolicy, SignedMark};
     use stage0_contract::PublicKey;
+
+    fn deleted(pack: &str) -> DeletedPolicy {
+        DeletedPolicy { account: owner(Some("a")), version: version(pack), content: String::new(), deleted_at: at(1) }
+    }
 
     #[test]
     fn every_kind_of_record_is_in_the_snapshot_and_its_digest() {
@@ -155,9 +160,11 @@ mod tests {
             // In the order of their keys: the deployment's stand before those of accounts.
             Record::Policy(policy("p", None)),
             Record::Policy(policy("p", Some("a"))),
+            Record::DeletedPolicy(deleted("p")),
             Record::ActivePolicies(ActiveRecord { account: owner(Some("a")), ..ActiveRecord::default() }),
             Record::Activation(activation(None, 1)),
             Record::Activation(activation(Some("a"), 1)),
+            Record::Proposal(proposal("prop_1", "a")),
         ];
         for left_out in 0..records.len() {
             let mut some = records.clone();
@@ -176,18 +183,23 @@ mod tests {
         let before = Snapshot::of(store_id, 0, vec![Record::Account(account("a"))]).unwrap();
         let (key, hook) = (key("k", "a", &[]), webhook("we_1", "a").tombstone(at(1)));
         let (gone, stop) = (member("mem_1", "a").tombstone(at(1)), stop_of_all("stop_1", "a"));
+        let proposed = proposal("prop_1", "a");
         let forgotten = vec![
             Record::Forgotten(Forgotten::Key { id: key.id.clone(), account: key.account.clone() }),
             Record::Forgotten(Forgotten::Webhook { id: hook.webhook.id.clone(), account: key.account.clone() }),
             Record::Forgotten(Forgotten::Member { id: gone.member.id.clone(), account: key.account.clone() }),
             Record::Forgotten(Forgotten::Stop { id: stop.stop.id.clone(), account: key.account.clone() }),
             Record::Forgotten(Forgotten::Policy(ForgottenPolicy { account: owner(Some("a")), version: version("p") })),
+            Record::Forgotten(Forgotten::DeletedPolicy(deleted("p"))),
             Record::Forgotten(Forgotten::Activation { account: None, sequence: 1 }),
+            Record::Forgotten(Forgotten::Proposal { id: proposed.proposal.id.clone(), account: key.account.clone() }),
         ];
         let mut snapshot = before.clone();
         let mut records = vec![Record::Key(key), Record::Webhook(hook), Record::Member(gone), Record::Stop(stop)];
         records.push(Record::Policy(policy("p", Some("a"))));
+        records.push(Record::DeletedPolicy(deleted("p")));
         records.push(Record::Activation(activation(None, 1)));
+        records.push(Record::Proposal(proposed));
         snapshot.apply(records).unwrap();
         assert_ne!(snapshot.position.digest, before.position.digest);
         for _ in 0..2 {

@@ -10,12 +10,12 @@ use stage0_contract::{
 
 use crate::harness::{LOSSES, Running, done, next_key_notice, refused};
 
-fn version(text: &str) -> PolicyVersion {
+pub(crate) fn version(text: &str) -> PolicyVersion {
     PolicyVersion::parse(text).unwrap()
 }
 
 /// `acme@1.0.0` and so on; the digest says nothing here.
-fn acme(number: u32) -> PolicyVersion {
+pub(crate) fn acme(number: u32) -> PolicyVersion {
     version(&format!("acme@1.{number}.0+0123456789ab"))
 }
 
@@ -32,10 +32,14 @@ pub(crate) fn store(caller: &Caller, version: &PolicyVersion) -> StorePolicy {
         weakens: Vec::new(),
         parents: vec![PolicyVersion::parse("baseline@2.0.0+0123456789ab").unwrap()],
     };
-    StorePolicy { caller: caller.clone(), account: None, summary, bundle: bundle(version) }
+    StorePolicy { caller: caller.clone(), account: None, summary, bundle: bundle(version), is_trial: false }
 }
 
-fn activate(caller: &Caller, version: &PolicyVersion) -> ActivatePolicy {
+pub(crate) fn forget(caller: &Caller, version: &PolicyVersion) -> ForgetPolicy {
+    ForgetPolicy { caller: caller.clone(), version: version.clone(), account: None, is_trial: false }
+}
+
+pub(crate) fn activate(caller: &Caller, version: &PolicyVersion) -> ActivatePolicy {
     ActivatePolicy {
         caller: caller.clone(),
         version: version.clone(),
@@ -45,12 +49,16 @@ fn activate(caller: &Caller, version: &PolicyVersion) -> ActivatePolicy {
         reason: None,
         expected: None,
         diff_digest: None,
+        accept_flips: None,
+        judged: None,
+        proposes: false,
         is_trial: false,
     }
 }
 
-fn roll_back(caller: &Caller) -> RollbackPolicy {
+pub(crate) fn roll_back(caller: &Caller) -> RollbackPolicy {
     RollbackPolicy {
+        sequence: None,
         caller: caller.clone(),
         account: None,
         environment: None,
@@ -61,11 +69,11 @@ fn roll_back(caller: &Caller) -> RollbackPolicy {
     }
 }
 
-async fn publish(running: &Running, caller: &Caller, version: &PolicyVersion) -> PublishedPolicy {
+pub(crate) async fn publish(running: &Running, caller: &Caller, version: &PolicyVersion) -> PublishedPolicy {
     done(running.ask(&store(caller, version)).await).policy
 }
 
-async fn listed(running: &Running, caller: &Caller) -> Vec<PolicyVersion> {
+pub(crate) async fn listed(running: &Running, caller: &Caller) -> Vec<PolicyVersion> {
     let (mut found, mut cursor) = (Vec::new(), None);
     loop {
         let list = ListPolicies { caller: caller.clone(), account: None, cursor, limit: 2 };
@@ -78,7 +86,7 @@ async fn listed(running: &Running, caller: &Caller) -> Vec<PolicyVersion> {
     }
 }
 
-async fn history(running: &Running, caller: &Caller) -> Vec<Activation> {
+pub(crate) async fn history(running: &Running, caller: &Caller) -> Vec<Activation> {
     let (mut found, mut cursor) = (Vec::new(), None);
     loop {
         let read = ReadPolicyHistory { caller: caller.clone(), account: None, cursor, limit: 2 };
@@ -92,7 +100,7 @@ async fn history(running: &Running, caller: &Caller) -> Vec<Activation> {
 }
 
 /// What decides a check of this key in this environment, and the floor.
-async fn decides(running: &Running, key: &ApiKey, environment: Option<&str>) -> [Option<PolicyVersion>; 2] {
+pub(crate) async fn decides(running: &Running, key: &ApiKey, environment: Option<&str>) -> [Option<PolicyVersion>; 2] {
     let rules = running.verify(key).await.unwrap().rules;
     [rules.policy.of(environment).cloned(), rules.floor]
 }
@@ -102,7 +110,7 @@ async fn in_force(running: &Running, caller: &Caller) -> PoliciesInForce {
 }
 
 /// An account with a caller that manages its policies, and a key that checks.
-async fn managing(running: &Running, name: &str) -> (AccountId, Caller, ApiKey) {
+pub(crate) async fn managing(running: &Running, name: &str) -> (AccountId, Caller, ApiKey) {
     let account = running.account(name).await.id;
     let caller = running.caller(&account, &[Scope::PoliciesManage]).await;
     let checks = running.key(&account, &[Scope::Check]).await.key;
@@ -117,7 +125,11 @@ async fn a_published_version_never_changes_and_only_its_account_sees_it() {
     let (_, other, _) = managing(&running, "b").await;
     let mut hints = running.backplane.notices.subscribe::<PolicyChanged>().await.unwrap();
     let first = done(running.ask(&store(&caller, &acme(1))).await);
-    assert!(first.is_new && first.policy.account == Some(account.clone()) && first.policy.key_id == caller.key_id);
+    assert!(
+        first.is_new
+            && first.policy.account == Some(account.clone())
+            && first.policy.key_id.as_ref() == Some(&caller.key_id)
+    );
     let hint = PolicyChanged { account: Some(account.clone()), versions: vec![acme(1)] };
     assert_eq!(hints.next().await, Some(Event::Message(hint)));
     let again = done(running.ask(&store(&caller, &acme(1))).await);
@@ -139,9 +151,36 @@ async fn a_published_version_never_changes_and_only_its_account_sees_it() {
     };
     let shown = done(running.ask(&show(&caller, &acme(1))).await);
     assert_eq!(shown.packs, Some(bundle(&acme(1)).packs));
-    assert_eq!(refused(running.ask(&show(&other, &acme(1))).await), Refusal::NotFound);
+    // Its own one with that number is named, and that another account has this version is not.
+    let missing = format!("no version `{}` is published here; there is `acme@1.1.0+ba9876543210`", acme(1));
+    assert_eq!(refused(running.ask(&show(&other, &acme(1))).await), Refusal::Missing(missing));
+    // Which key of the operator's published a pack is not an account's to know.
+    for (asker, is_seen) in [(&caller, false), (&running.operator, true)] {
+        let shown = done(running.ask(&show(asker, &version("house@1.0.0+0123456789ab"))).await);
+        assert_eq!(shown.key_id.is_some(), is_seen);
+    }
     let of_other = StorePolicy { account: Some(account), ..store(&other, &acme(3)) };
     assert_eq!(refused(running.ask(&of_other).await), Refusal::NotFound);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn two_contents_with_one_version_are_never_both_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let (_, caller, _) = managing(&running, "a").await;
+    publish(&running, &caller, &acme(1)).await;
+    // As an author gets it who looks for a second pack with the same short digest.
+    let twin = StorePolicy { bundle: bundle(&acme(2)), ..store(&caller, &acme(1)) };
+    let refuses = async |what: &str| match refused(running.ask(&twin).await) {
+        Refusal::Conflict(text) => assert!(text.contains("raise `version`"), "{what}: {text}"),
+        other => panic!("{what}: {other:?}"),
+    };
+    refuses("while the first is published").await;
+    done(running.ask(&forget(&caller, &acme(1))).await);
+    refuses("after it was deleted").await;
+    let again = done(running.ask(&store(&caller, &acme(1))).await);
+    assert!(again.is_new, "the same content comes back");
     running.stop().await;
 }
 
@@ -163,7 +202,7 @@ async fn no_other_scope_manages_policies() {
     assert_eq!(refused(running.ask(&list).await), missing);
     let read = ReadActivePolicies { caller: caller.clone(), account: None };
     assert_eq!(refused(running.ask(&read).await), missing);
-    let forget = ForgetPolicy { caller, version: acme(1), account: None };
+    let forget = ForgetPolicy { caller, version: acme(1), account: None, is_trial: false };
     assert_eq!(refused(running.ask(&forget).await), missing);
     running.stop().await;
 }
@@ -218,7 +257,47 @@ async fn an_activation_is_in_the_identity_of_its_accounts_keys_until_it_is_rolle
     let sequences: Vec<_> = history(&running, &caller).await.iter().map(|change| change.sequence).collect();
     assert_eq!(sequences, [5, 4, 3, 2, 1]);
     let unknown = activate(&caller, &acme(9));
-    assert_eq!(refused(running.ask(&unknown).await), Refusal::NotFound);
+    assert!(matches!(refused(running.ask(&unknown).await), Refusal::Missing(_)));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_activation_that_was_judged_against_something_else_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let (_, caller, checks) = managing(&running, "a").await;
+    for number in [1, 2, 3] {
+        publish(&running, &caller, &acme(number)).await;
+    }
+    let judged = |version: &PolicyVersion, against: Vec<Option<PolicyVersion>>| ActivatePolicy {
+        judged: Some(against),
+        accept_flips: Some(3),
+        diff_digest: Some("0123456789abcdef".repeat(4)),
+        ..activate(&caller, version)
+    };
+    let trial = ActivatePolicy { is_trial: true, ..activate(&caller, &acme(1)) };
+    assert_eq!(done(running.ask(&trial).await).replaces, [None], "the evaluators' own");
+    let first = done(running.ask(&judged(&acme(1), vec![None])).await);
+    assert!(first.is_new && !first.is_outdated);
+    assert_eq!((first.activation.accepted_flips, first.activation.diff_digest.is_some()), (Some(3), true));
+    assert_eq!(history(&running, &caller).await[0].accepted_flips, Some(3));
+
+    // Another one was activated after it was tried.
+    let late = done(running.ask(&judged(&acme(2), vec![None])).await);
+    assert!(late.is_outdated && !late.is_new);
+    assert_eq!(late.replaces, [Some(acme(1))]);
+    assert_eq!(decides(&running, &checks, None).await[0], Some(acme(1)), "nothing changed");
+    assert_eq!(history(&running, &caller).await.len(), 1);
+    // It was active when it was tried, and is no longer.
+    let gone = done(running.ask(&judged(&acme(3), vec![Some(acme(3))])).await);
+    assert!(gone.is_outdated);
+    let again = done(running.ask(&judged(&acme(1), vec![Some(acme(1))])).await);
+    assert!(!again.is_outdated && !again.is_new, "which is active already");
+
+    let none = ActivatePolicy { accept_flips: Some(0), ..judged(&acme(2), vec![Some(acme(1))]) };
+    let made = done(running.ask(&none).await);
+    assert_eq!((made.is_new, made.activation.accepted_flips), (true, None), "nothing was looser");
+    assert_eq!(decides(&running, &checks, None).await[0], Some(acme(2)));
     running.stop().await;
 }
 
@@ -252,7 +331,8 @@ async fn the_deployments_default_and_floor_are_the_operators_and_reach_every_acc
     assert_eq!((found.deployment.default, found.floor), (Some(house.clone()), Some(floor.clone())));
     // The operator's packs can be activated by each account, and a pack of an account by no other.
     done(running.ask(&activate(&caller, &house)).await);
-    assert_eq!(refused(running.ask(&activate(&running.operator, &acme(1))).await), Refusal::NotFound);
+    let for_all = refused(running.ask(&activate(&running.operator, &acme(1))).await);
+    assert!(matches!(for_all, Refusal::Missing(_)), "{for_all:?}");
     let of_account = ActivatePolicy { account: Some(account), ..activate(&running.operator, &acme(1)) };
     done(running.ask(&of_account).await);
     done(running.ask(&RollbackPolicy { floor: true, ..roll_back(&running.operator) }).await);
@@ -272,7 +352,8 @@ async fn policies_and_activations_survive_restarts_and_lost_files() {
         done(running.ask(&activate(&caller, &acme(number))).await);
     }
     done(running.ask(&ActivatePolicy { floor: true, ..activate(&running.operator, &floor) }).await);
-    let forget = ForgetPolicy { caller: running.operator.clone(), version: acme(3), account: Some(account.clone()) };
+    let forget = forget(&running.operator, &acme(3));
+    let forget = ForgetPolicy { account: Some(account.clone()), ..forget };
     publish(&running, &caller, &acme(3)).await;
     done(running.ask(&forget).await);
     let before = history(&running, &caller).await;
@@ -299,12 +380,12 @@ async fn a_version_is_forgotten_once_nothing_leads_to_it() {
     for number in [1, 2] {
         done(running.ask(&activate(&caller, &acme(number))).await);
     }
-    let forget = |number| ForgetPolicy { caller: caller.clone(), version: acme(number), account: None };
+    let forget = |number| forget(&caller, &acme(number));
     for needed in [1, 2] {
         assert!(matches!(refused(running.ask(&forget(needed)).await), Refusal::Conflict(_)), "{needed}");
     }
     done(running.ask(&forget(3)).await);
-    assert_eq!(refused(running.ask(&forget(3)).await), Refusal::NotFound);
+    assert!(matches!(refused(running.ask(&forget(3)).await), Refusal::Missing(_)));
     let fetch = |number| FetchPolicy { account: Some(account.clone()), version: acme(number) };
     assert_eq!(refused(running.ask(&fetch(3)).await), Refusal::NotFound);
     done(running.ask(&fetch(2)).await);
@@ -314,7 +395,7 @@ async fn a_version_is_forgotten_once_nothing_leads_to_it() {
     let house = version("house@1.0.0+0123456789ab");
     publish(&running, &running.operator, &house).await;
     done(running.ask(&activate(&caller, &house)).await);
-    let by_operator = ForgetPolicy { caller: running.operator.clone(), version: house, account: None };
+    let by_operator = self::forget(&running.operator, &house);
     assert!(matches!(refused(running.ask(&by_operator).await), Refusal::Conflict(_)));
     running.stop().await;
 }
@@ -374,7 +455,7 @@ async fn an_account_keeps_a_hundred_versions() {
     }
     assert!(matches!(refused(running.ask(&store(&caller, &acme(100))).await), Refusal::Conflict(_)));
     assert!(!done(running.ask(&store(&caller, &acme(0))).await).is_new, "which is no further one");
-    done(running.ask(&ForgetPolicy { caller: caller.clone(), version: acme(0), account: None }).await);
+    done(running.ask(&forget(&caller, &acme(0))).await);
     publish(&running, &caller, &acme(100)).await;
     running.stop().await;
 }

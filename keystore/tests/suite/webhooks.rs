@@ -309,6 +309,7 @@ pub(crate) fn unchanged(running: &Running, account: &AccountId) -> UpdateAccount
     UpdateAccount {
         approvals: None,
         four_eyes: None,
+        policy_changes: None,
         caller: running.operator.clone(),
         account: account.clone(),
         plan: None,

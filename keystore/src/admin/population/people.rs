@@ -41,13 +41,17 @@ impl People {
             | Record::Mark(_)
             | Record::Stop(_)
             | Record::Policy(_)
+            | Record::DeletedPolicy(_)
             | Record::ActivePolicies(_)
             | Record::Activation(_)
+            | Record::Proposal(_)
             | Record::Forgotten(
                 Forgotten::Webhook { .. }
                 | Forgotten::Stop { .. }
                 | Forgotten::Policy(_)
-                | Forgotten::Activation { .. },
+                | Forgotten::DeletedPolicy(_)
+                | Forgotten::Activation { .. }
+                | Forgotten::Proposal { .. },
             ) => {}
         }
     }

@@ -4,17 +4,19 @@
 //! the floor, are the operator's alone. That a pack loads was judged by an evaluator before it comes here.
 
 use stage0_contract::{
-    AccountId, Caller, FieldError, MAX_POLICIES, MAX_POLICIES_OF_ACCOUNT, MAX_POLICY_BYTES,
-    MAX_POLICY_BYTES_OF_ACCOUNT, MAX_POLICY_ENVIRONMENTS, PolicyVersion, PublishedPolicy, Refusal, Scope, StorePolicy,
-    is_same_environment,
+    AccountId, ActivePolicies, Caller, FieldError, MAX_POLICIES, MAX_POLICIES_OF_ACCOUNT, MAX_POLICY_BYTES,
+    MAX_POLICY_BYTES_OF_ACCOUNT, MAX_POLICY_ENVIRONMENTS, MAX_ROLLBACKS, PolicyVersion, PublishedPolicy, Refusal,
+    Scope, StorePolicy, is_same_environment,
 };
 
 use super::{bad_text, invalid_if_any, is_operator, require, target_account};
-use crate::store::record::{ActiveRecord, Owner, Slot};
+use crate::store::record::{ActiveRecord, Owner, Slot, number};
 
 const MAX_REASON_CHARS: usize = 500;
 const MAX_ENVIRONMENT_CHARS: usize = 100;
 const DIGEST_CHARS: usize = 64;
+/// Places that a refusal names; the others are counted.
+const MAX_NAMED_USES: usize = 10;
 
 /// Whose packs and activations a call is about: an operator that names no account means the deployment.
 pub(crate) fn owner(caller: &Caller, named: Option<&AccountId>) -> Result<Owner, Refusal> {
@@ -66,11 +68,6 @@ pub(crate) fn valid_policy(call: &StorePolicy, own: Kept, all: Kept) -> Result<(
 /// Whether both have the same name and number, which say nothing of their content.
 pub(crate) fn same_number(one: &PolicyVersion, other: &PolicyVersion) -> bool {
     number(one) == number(other)
-}
-
-/// The part that says nothing of the content: `<pack>@<semver>`.
-pub(crate) fn number(version: &PolicyVersion) -> &str {
-    version.as_str().split_once('+').map_or(version.as_str(), |(number, _)| number)
 }
 
 pub(crate) fn published_otherwise(published: &PolicyVersion) -> Refusal {
@@ -157,12 +154,54 @@ pub(crate) fn check_expected(
     }
 }
 
-pub(crate) fn nothing_to_roll_back() -> Refusal {
-    Refusal::Conflict("there is no earlier activation to go back to: activate a version".to_owned())
+/// The versions of which an activation takes the place, each once; none for the evaluators' own. `active` is what the
+/// owner has there, and `effective` what decides anywhere for the owner. The first floor takes the place of none.
+pub(crate) fn replaces(
+    place: &Place,
+    active: Option<&PolicyVersion>,
+    own: &ActivePolicies,
+    effective: &ActivePolicies,
+) -> Vec<Option<PolicyVersion>> {
+    if place.is_floor || active.is_some() {
+        return active.map(|active| Some(active.clone())).into_iter().collect();
+    }
+    let mut all = vec![effective.of(place.environment.as_deref()).cloned()];
+    if place.environment.is_none() {
+        // An account's first default stands over the deployment's environments, too.
+        let others = effective.environments.iter().filter(|(name, _)| !own.environments.contains_key(*name));
+        for version in others.map(|(_, version)| Some(version.clone())) {
+            if !all.contains(&version) {
+                all.push(version);
+            }
+        }
+    }
+    all
 }
 
-pub(crate) fn still_needed(version: &PolicyVersion) -> Refusal {
-    Refusal::Conflict(format!("`{version}` is active, or a rollback leads to it"))
+/// Why a place is not rolled back.
+pub(crate) fn nothing_to_roll_back(slot: &Slot) -> Refusal {
+    Refusal::Conflict(if slot.is_at_its_last() {
+        format!("only the last {MAX_ROLLBACKS} activations can be rolled back: activate a version")
+    } else {
+        "there is no earlier activation to go back to: activate a version".to_owned()
+    })
+}
+
+/// A number stays taken after its version was deleted.
+pub(crate) fn deleted_otherwise(deleted: &PolicyVersion) -> Refusal {
+    let number = number(deleted);
+    Refusal::Conflict(format!(
+        "`{number}` was published with other content, as `{deleted}`, and deleted: raise `version` in pack.toml"
+    ))
+}
+
+/// `uses` says where a version is needed; the first few are named.
+pub(crate) fn still_needed(version: &PolicyVersion, uses: &[String]) -> Refusal {
+    let mut named = uses.iter().take(MAX_NAMED_USES).map(String::as_str).collect::<Vec<_>>().join("; ");
+    if let more @ 1.. = uses.len().saturating_sub(MAX_NAMED_USES) {
+        named.push_str(&format!("; and {more} more"));
+    }
+    Refusal::Conflict(format!("`{version}` is needed: {named}"))
 }
 
 #[cfg(test)]
@@ -255,10 +294,48 @@ mod tests {
     }
 
     #[test]
+    fn an_activation_takes_the_place_of_what_decides_there_and_the_first_floor_of_nothing() {
+        let at = |environment: Option<&str>, is_floor| Place {
+            owner: AccountId::parse("a").ok(),
+            environment: environment.map(str::to_owned),
+            is_floor,
+        };
+        let (a, b, c) = (version("a"), version("b"), version("c"));
+        let all = |default: Option<&PolicyVersion>, environments: &[(&str, &PolicyVersion)]| ActivePolicies {
+            default: default.cloned(),
+            environments: environments.iter().map(|(name, of)| ((*name).to_owned(), (*of).clone())).collect(),
+        };
+        let none = ActivePolicies::default();
+        assert_eq!(replaces(&at(None, false), None, &none, &none), [None], "the evaluators' own");
+        assert_eq!(replaces(&at(None, true), None, &none, &all(Some(&a), &[])), []);
+        assert_eq!(replaces(&at(None, true), Some(&b), &none, &all(Some(&a), &[])), [Some(b.clone())]);
+        let deployment = all(Some(&a), &[("production", &b), ("staging", &a)]);
+        assert_eq!(replaces(&at(Some("prod"), false), None, &none, &deployment), [Some(b.clone())]);
+        assert_eq!(replaces(&at(Some("test"), false), None, &none, &deployment), [Some(a.clone())]);
+        // The deployment's environments are covered by an account's first default, and its own ones are not.
+        assert_eq!(replaces(&at(None, false), None, &none, &deployment), [Some(a.clone()), Some(b)]);
+        let own = all(None, &[("production", &c)]);
+        assert_eq!(replaces(&at(None, false), None, &own, &own.or(&deployment)), [Some(a)]);
+        let own = all(Some(&c), &[]);
+        assert_eq!(replaces(&at(None, false), Some(&c), &own, &own.or(&deployment)), [Some(c)]);
+    }
+
+    #[test]
+    fn a_refusal_to_delete_names_ten_places_and_counts_the_others() {
+        let text = |count: usize| {
+            let uses: Vec<String> = (0..count).map(|number| format!("it is active in `e{number}`")).collect();
+            let Refusal::Conflict(text) = still_needed(&version("a"), &uses) else { panic!("another refusal") };
+            text
+        };
+        assert_eq!(text(2), format!("`{}` is needed: it is active in `e0`; it is active in `e1`", version("a")));
+        assert!(text(10).ends_with("it is active in `e9`") && text(12).ends_with("`e9`; and 2 more"));
+    }
+
+    #[test]
     fn versions_and_bytes_of_an_account_and_of_the_deployment_are_bounded() {
         let bundle = policy("p", Some("a")).bundle;
         let summary = policy("p", Some("a")).policy.summary;
-        let mut call = StorePolicy { caller: managing(), account: None, summary, bundle };
+        let mut call = StorePolicy { caller: managing(), account: None, summary, bundle, is_trial: false };
         let (none, bytes) = (Kept::default(), call.bundle.bytes());
         let judged = |own, all| valid_policy(&call, own, all);
         assert_eq!(judged(none, none), Ok(()));
@@ -273,6 +350,6 @@ mod tests {
             assert!(matches!(judged(none, all), Err(Refusal::Conflict(_))), "{all:?}");
         }
         call.bundle.packs = vec![PolicyFiles { files: [("../x".to_owned(), String::new())].into() }];
-        assert_eq!(paths(valid_policy(&call, none, none)), ["packs[0].files"]);
+        assert_eq!(paths(valid_policy(&call, none, none)), [r#"packs[0].files["../x"]"#]);
     }
 }

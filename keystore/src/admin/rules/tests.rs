@@ -244,6 +244,7 @@ fn changes() -> UpdateAccount {
     UpdateAccount {
         approvals: None,
         four_eyes: None,
+        policy_changes: None,
         caller: caller("o", &[Scope::Operator]),
         account: AccountId::parse("a").unwrap(),
         plan: None,

@@ -94,10 +94,21 @@ impl ActiveRecord {
         self.environments.keys().map(String::as_str).find(|name| is_same_environment(name, wanted))
     }
 
-    /// Whether a version is active, or a rollback leads to it.
-    pub(crate) fn needs(&self, version: &PolicyVersion) -> bool {
-        let slots = [&self.default, &self.floor].into_iter().chain(self.environments.values());
-        slots.flat_map(|slot| slot.before.iter().chain([&slot.active])).any(|held| held.as_ref() == Some(version))
+    /// Where a version is active, and which rollbacks lead to it, each as a sentence.
+    pub(crate) fn uses(&self, version: &PolicyVersion) -> Vec<String> {
+        let environments = self.environments.iter().map(|(name, slot)| (format!("`{name}`"), slot));
+        let places = [("the default".to_owned(), &self.default), ("the floor".to_owned(), &self.floor)];
+        let mut uses = Vec::new();
+        for (index, (place, slot)) in places.into_iter().chain(environments).enumerate() {
+            if slot.active.as_ref() == Some(version) {
+                let word = if index < 2 { "as" } else { "in" };
+                uses.push(format!("it is active {word} {place}"));
+            }
+            if slot.before.iter().flatten().any(|before| before == version) {
+                uses.push(format!("a rollback of {place} leads to it"));
+            }
+        }
+        uses
     }
 }
 
@@ -110,6 +121,11 @@ impl Slot {
         self.before.push(self.active.replace(version));
         let surplus = self.before.len().saturating_sub(MAX_ROLLBACKS);
         self.before.drain(..surplus);
+    }
+
+    /// Whether it has been active more often than can be rolled back: the first activation leads back to nothing.
+    pub(crate) fn is_at_its_last(&self) -> bool {
+        self.before.is_empty() && self.active.is_some()
     }
 
     /// Whether there was something to go back to.
@@ -167,7 +183,7 @@ pub(crate) mod tests {
             summary,
             account: owner(of),
             published_at: at(1),
-            key_id: KeyId::parse("k").unwrap(),
+            key_id: Some(KeyId::parse("k").unwrap()),
             member_id: None,
             bytes: bundle.bytes(),
             packs: None,
@@ -187,8 +203,10 @@ pub(crate) mod tests {
             from: None,
             reason: None,
             diff_digest: None,
+            accepted_flips: None,
             key_id: KeyId::parse("k").unwrap(),
             member_id: None,
+            proposal: None,
         }
     }
 
@@ -201,7 +219,7 @@ pub(crate) mod tests {
         assert!(slot.roll_back());
         assert_eq!(slot.active, Some(version("v0")));
         assert!(slot.roll_back() && slot.active.is_none(), "nothing of its own was active before");
-        assert!(!slot.roll_back());
+        assert!(!slot.roll_back() && !slot.is_at_its_last(), "nothing was active before");
         for number in 0..20 {
             slot.activate(version(&format!("v{number}")));
         }
@@ -211,6 +229,7 @@ pub(crate) mod tests {
         }
         assert!(!slot.roll_back());
         assert_eq!(slot.active, Some(version("v9")), "it stays");
+        assert!(slot.is_at_its_last());
     }
 
     #[test]
@@ -220,15 +239,22 @@ pub(crate) mod tests {
         record.environments.entry("production".to_owned()).or_default().activate(version("b"));
         record.floor.activate(version("c"));
         record.default.activate(version("d"));
-        for needed in ["a", "b", "c", "d"] {
-            assert!(record.needs(&version(needed)), "{needed}");
+        for (needed, uses) in [
+            ("a", "a rollback of the default leads to it"),
+            ("b", "it is active in `production`"),
+            ("c", "it is active as the floor"),
+            ("d", "it is active as the default"),
+        ] {
+            assert_eq!(record.uses(&version(needed)), [uses], "{needed}");
         }
-        assert!(!record.needs(&version("e")));
+        assert!(record.uses(&version("e")).is_empty());
         assert_eq!(record.environment("prod"), Some("production"));
         let policies = record.policies();
         assert_eq!((policies.of(Some("prd")), policies.of(None)), (Some(&version("b")), Some(&version("d"))));
         record.default.roll_back();
-        assert!(!record.needs(&version("d")));
+        assert!(record.uses(&version("d")).is_empty());
+        record.environments.entry("production".to_owned()).or_default().activate(version("a"));
+        assert_eq!(record.uses(&version("a")), ["it is active as the default", "it is active in `production`"]);
     }
 
     #[test]

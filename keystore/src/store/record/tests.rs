@@ -19,6 +19,7 @@ pub(crate) fn account(id: &str) -> Account {
         caps: stage0_contract::Caps::NONE,
         approvals: ApprovalMode::Caller,
         four_eyes: true,
+        policy_changes: stage0_contract::PolicyChanges::Single,
     }
 }
 

@@ -1,11 +1,13 @@
 //! Reads of policies: what is published, what is active, and what the rules of an account are.
 
 use jiff::Timestamp;
-use stage0_contract::{Account, AccountId, AccountRules, Activation, PolicyBundle, PolicyVersion, PublishedPolicy};
+use stage0_contract::{
+    Account, AccountId, AccountRules, Activation, PolicyBundle, PolicyVersion, ProposalId, PublishedPolicy,
+};
 
 use super::{RecordStore, StoreError};
 use crate::store::record::policies::{self, of_owner, owner_word, policy_slot};
-use crate::store::record::{self, ActiveRecord, PolicyRecord};
+use crate::store::record::{self, ActiveRecord, DeletedPolicy, PolicyRecord, ProposalRecord};
 
 impl RecordStore {
     /// What an account demands, what it has stopped, and what decides: its own, then the deployment's.
@@ -67,6 +69,37 @@ impl RecordStore {
     ) -> impl Iterator<Item = Result<Activation, StoreError>> + use<> {
         let after = before.map(policies::activation_word);
         self.values(&of_owner(record::ACTIVATIONS, owner), after.as_deref())
+    }
+
+    pub(crate) fn proposal(&self, id: &ProposalId) -> Result<Option<ProposalRecord>, StoreError> {
+        self.read(&record::entry(record::PROPOSALS, id.as_str()))
+    }
+
+    /// The proposals of one account, in no order of time.
+    pub(crate) fn proposals(&self, account: &AccountId) -> Result<Vec<ProposalRecord>, StoreError> {
+        self.listed(&record::listed_proposals(account), record::PROPOSALS, None).collect()
+    }
+
+    /// The proposals of every account.
+    pub(crate) fn all_proposals(&self) -> impl Iterator<Item = Result<ProposalRecord, StoreError>> + use<> {
+        self.values(record::PROPOSALS, None)
+    }
+
+    /// The deleted version that has this version's number.
+    pub(crate) fn deleted_policy(
+        &self,
+        owner: Option<&AccountId>,
+        version: &PolicyVersion,
+    ) -> Result<Option<DeletedPolicy>, StoreError> {
+        self.read(&record::entry(record::DELETED_POLICIES, &record::deleted_slot(owner, version)))
+    }
+
+    /// The deleted versions of one owner whose numbers are kept.
+    pub(crate) fn deleted_policies(
+        &self,
+        owner: Option<&AccountId>,
+    ) -> impl Iterator<Item = Result<DeletedPolicy, StoreError>> + use<> {
+        self.values(&of_owner(record::DELETED_POLICIES, owner), None)
     }
 
     /// The record of the policy that is listed in this entry.
