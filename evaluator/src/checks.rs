@@ -4,13 +4,15 @@
 //! for another thread than ordinary ones. A check that does not fit in the queue, or that waited too long, is refused.
 //! INVARIANT: after stop no new check is received, and every received check is answered.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{MAX_MESSAGE_BYTES, RequestStream, parse_request};
-use stage0_contract::{EvaluateReply, EvaluateRequest, Verdict};
+use stage0_contract::{AccountRules, EvaluateReply, EvaluateRequest, Verdict};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::yield_now;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::approval::Approvals;
@@ -18,6 +20,7 @@ use crate::engines::{Engines, MAX_ORDINARY_BYTES};
 use crate::fair_queue::FairQueue;
 use crate::handler::Handler;
 use crate::in_flight::{InFlightCheck, ReceivedCheck};
+use crate::published::ANSWER_TIME;
 use crate::run::RunCoordinator;
 
 /// Larger than the limits on runs, so that checks without a run are answered while the state store hangs.
@@ -132,14 +135,9 @@ async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, dec
     let message = Arc::clone(check.request());
     if let Some(asker) = message.asker.as_ref().filter(|asker| asker.rules.needs_published()) {
         // Boxed, so that a check of the process's own policy does not carry the room for it.
-        match Box::pin(engines.choose(&message.account, &asker.rules, &message.request, check.deadline())).await {
-            Ok(chosen) => check.chosen = chosen,
-            // INVARIANT: no other policy decides instead.
-            Err(error) => {
-                check.decided(&EvaluateReply::Unable(error.to_string())).await;
-                return;
-            }
-        }
+        let late = check.deadline().checked_sub(ANSWER_TIME / 2).unwrap_or(check.deadline());
+        let Some(with_packs) = Box::pin(with_published(engines, check, &asker.rules, late)).await else { return };
+        check = with_packs;
     }
     if is_stopped(engines, &check).await {
         Box::pin(refuse_stopped(check, deciders)).await;
@@ -152,6 +150,37 @@ async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, dec
             approvals.finish(check, Some(&reply)).await;
         }
     }
+}
+
+/// The check with the published packs that decide it. None: they are not there, and it was answered; at `late` at the
+/// latest.
+async fn with_published(
+    engines: &Engines,
+    mut check: InFlightCheck,
+    rules: &AccountRules,
+    late: Instant,
+) -> Option<InFlightCheck> {
+    let (message, deadline) = (Arc::clone(check.request()), check.deadline());
+    let mut choosing = pin!(engines.choose(&message.account, rules, &message.request, deadline));
+    // INVARIANT: no other policy decides instead.
+    match timeout_at(late, &mut choosing).await {
+        Ok(Ok(chosen)) => {
+            check.chosen = chosen;
+            return Some(check);
+        }
+        Ok(Err(error)) => check.decided(&error.reply()).await,
+        Err(_) => {
+            let version = rules.policy_of(&message.request).or(rules.floor.as_ref()).cloned();
+            let loading = |version| EvaluateReply::PolicyMissing { version, is_loading: true };
+            let unclear = || EvaluateReply::Unable("the policy is still being loaded".to_owned());
+            check.decided(&version.map_or_else(unclear, loading)).await;
+            // What is prepared serves the next check.
+            if let Err(error) = choosing.await {
+                tracing::debug!(%error, "policy was not prepared");
+            }
+        }
+    }
+    None
 }
 
 /// Answers a check that a stop covers. It counts in no run.
@@ -188,11 +217,15 @@ mod tests {
 
     use serde_json::json;
     use stage0_backplane::embedded::Bus;
-    use stage0_contract::{AccountId, CallerTexts, CheckRequest, RequestId};
+    use stage0_contract::{
+        AccountId, ActivePolicies, CallerTexts, CheckRequest, FetchPolicy, FetchedPolicy, ManageReply, PolicyBundle,
+        PolicyFiles, RequestId,
+    };
 
     use super::*;
     use crate::config::RunConfig;
-    use stage0_policy::PackSet;
+    use crate::published::{Published, SharedPolicies};
+    use stage0_policy::{Pack, PackSet};
 
     const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -208,6 +241,13 @@ mod tests {
             caller: CallerTexts::default(),
             max_runs: None,
         }
+    }
+
+    /// A pack that adds nothing to the baseline.
+    fn manifest_alone() -> PolicyBundle {
+        let manifest = "name = \"ours\"\nversion = \"1.0.0\"\nextends = \"baseline@2\"\n";
+        let files = [("pack.toml".to_owned(), manifest.to_owned())].into();
+        PolicyBundle { packs: vec![PolicyFiles { files }] }
     }
 
     /// A check of a run.
@@ -296,6 +336,49 @@ mod tests {
         messages.push(message("quiet", &large));
         let came = replies(messages, |came| came.len() == 11).await;
         assert!(came.iter().all(|(_, reply)| matches!(reply, EvaluateReply::Decided(_))));
+    }
+
+    #[tokio::test]
+    async fn a_check_whose_policy_is_being_prepared_is_answered_in_time_and_the_next_one_finds_it() {
+        let (bus, bundle) = (Bus::new(), manifest_alone());
+        let version = Pack::from_bundle(&bundle).unwrap().version().clone();
+        let (keystore, evaluator) = (bus.connect(), bus.connect());
+        let mut fetches = keystore.requests.serve::<FetchPolicy>().await.unwrap();
+        let published = Published::new(SharedPolicies::new(), Arc::clone(&evaluator.requests));
+        let account = AccountId::parse("acc").unwrap();
+        let load = async {
+            let fetched = FetchedPolicy { version: version.clone(), bundle: bundle.clone() };
+            fetches.next().await.unwrap().answer(&ManageReply::Done(fetched)).await;
+            std::future::pending::<()>().await;
+        };
+        // It is loaded, and no engine is prepared.
+        tokio::select! {
+            pack = published.load(Some(&account), &version, Instant::now() + WAIT_TIMEOUT) => assert!(pack.is_ok()),
+            () = load => panic!("it never ends"),
+        }
+        let engines = Engines::open(Arc::new(PackSet::embedded().unwrap())).unwrap().with_published(published);
+        let policy = ActivePolicies { default: Some(version.clone()), ..ActivePolicies::default() };
+        let rules = AccountRules { policy, ..AccountRules::default() };
+        let mut inbox = evaluator.requests.serve::<EvaluateRequest>().await.unwrap();
+        let gateway = bus.connect();
+        let expected = EvaluateReply::PolicyMissing { version, is_loading: true };
+        let now = Instant::now();
+        for (late, is_ready) in [(now, false), (now + WAIT_TIMEOUT, true)] {
+            let asked = message("acc", "");
+            let asking = gateway.requests.request(&asked, WAIT_TIMEOUT);
+            let answering = async {
+                let arrived = ReceivedCheck::new(inbox.next_unparsed().await.unwrap()).unwrap();
+                let request = parse_request::<EvaluateRequest>(&arrived.bytes).unwrap();
+                let check = with_published(&engines, InFlightCheck::new(request, arrived, None), &rules, late).await;
+                let found = check.is_some();
+                if let Some(check) = check {
+                    check.decided(&EvaluateReply::Busy).await;
+                }
+                found
+            };
+            let (reply, found) = tokio::join!(asking, answering);
+            assert_eq!((found, reply.unwrap() == expected), (is_ready, !is_ready));
+        }
     }
 
     #[test]

@@ -13,13 +13,14 @@ use stage0_contract::{
     AccountId, AccountRules, CheckRequest, EvaluateReply, PolicyVersion, ReviewReply, ReviewRequest, VocabularyReply,
     VocabularyRequest,
 };
-use stage0_policy::{Engine, Pack, PackError, PackSet, RunSnapshot};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use stage0_policy::{Engine, Pack, PackSet, RunSnapshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::handler::{Decided, Handler, Held};
 use crate::in_flight::InFlightCheck;
 use crate::own_thread::{lower_priority, on_own_thread};
+use crate::preparing::Preparing;
 use crate::published::{Chosen, NotLoaded, Published};
 use crate::shard::ShardError;
 
@@ -34,8 +35,21 @@ pub(crate) struct Engines {
     large: mpsc::Sender<Work>,
     /// None where only the process's own packs decide.
     published: Option<Published>,
-    /// Held while the rules of a published pack are parsed, so that all checks that need them wait for one engine.
-    preparing: Mutex<()>,
+    preparing: Preparing,
+}
+
+/// By whose forms secrets are found, beside those of the process's own policy.
+pub(crate) struct SecretForms<'a> {
+    pub(crate) account: &'a AccountId,
+    /// The versions that are active for the account.
+    pub(crate) policies: Vec<PolicyVersion>,
+    pub(crate) floor: Option<&'a PolicyVersion>,
+}
+
+impl<'a> SecretForms<'a> {
+    pub(crate) fn of(account: &'a AccountId, rules: &'a AccountRules) -> Self {
+        Self { account, policies: rules.policy.versions(), floor: rules.floor.as_ref() }
+    }
 }
 
 /// Why the packs of a check are not there.
@@ -45,10 +59,16 @@ pub(crate) enum NotChosen {
     NotLoaded(#[from] NotLoaded),
     #[error("published policies cannot be read here")]
     NoneHere,
-    #[error("policy cannot be prepared: {0}")]
-    NotPrepared(PackError),
-    #[error("the thread that prepares the policy ended")]
-    Ended,
+}
+
+impl NotChosen {
+    /// The answer to a check.
+    pub(crate) fn reply(&self) -> EvaluateReply {
+        match self {
+            Self::NotLoaded(not_loaded) => not_loaded.reply(),
+            Self::NoneHere => EvaluateReply::Unable(self.to_string()),
+        }
+    }
 }
 
 impl Engines {
@@ -73,7 +93,7 @@ impl Engines {
         };
         thread::Builder::new().name("evaluator-large".to_owned()).spawn(serve).map_err(ShardError::Thread)?;
         reported.recv().map_err(|_| ShardError::Ended)?.map_err(ShardError::Prepare)?;
-        Ok(Self { handler, large, published: None, preparing: Mutex::new(()) })
+        Ok(Self { handler, large, published: None, preparing: Preparing::new() })
     }
 
     /// The same engines, with those of published policies.
@@ -95,9 +115,7 @@ impl Engines {
         }
         let Some(published) = &self.published else { return Err(NotChosen::NoneHere) };
         let chosen = published.choose(account, rules, request, deadline).await?;
-        for pack in chosen.own.iter().chain(&chosen.floor) {
-            self.prepare(pack).await?;
-        }
+        self.prepare_all(&chosen, deadline).await?;
         Ok(chosen)
     }
 
@@ -110,22 +128,47 @@ impl Engines {
     ) -> Result<(), NotChosen> {
         let Some(published) = &self.published else { return Ok(()) };
         let pack = published.load(account, version, deadline).await?;
-        self.prepare(&pack).await
+        self.prepare(&pack, account, deadline).await
+    }
+
+    /// Has the rules of all packs that decide a check parsed, as far as they are not.
+    async fn prepare_all(&self, chosen: &Chosen, deadline: Instant) -> Result<(), NotChosen> {
+        if let Some(own) = &chosen.own {
+            self.prepare(own, chosen.account.as_ref(), deadline).await?;
+        }
+        if let Some(floor) = &chosen.floor {
+            self.prepare(floor, None, deadline).await?;
+        }
+        Ok(())
+    }
+
+    async fn load(
+        &self,
+        account: &AccountId,
+        version: &PolicyVersion,
+        deadline: Instant,
+    ) -> Result<Arc<Pack>, NotChosen> {
+        let Some(published) = &self.published else { return Err(NotChosen::NoneHere) };
+        Ok(published.load(Some(account), version, deadline).await?)
     }
 
     /// Has the rules of a pack parsed for the shard's own thread by another one: else every check of the shard would
     /// wait for it.
-    async fn prepare(&self, pack: &Arc<Pack>) -> Result<(), NotChosen> {
-        if self.handler.has_engine(pack) {
+    async fn prepare(&self, pack: &Arc<Pack>, account: Option<&AccountId>, deadline: Instant) -> Result<(), NotChosen> {
+        let is_prepared = || self.handler.has_engine(pack, account);
+        if is_prepared() {
             return Ok(());
         }
-        let _turn = self.preparing.lock().await;
-        if self.handler.has_engine(pack) {
+        let turn = self.preparing.turn(account, deadline, is_prepared).await;
+        if is_prepared() {
             return Ok(());
         }
+        let Some(_turn) = turn else { return Err(NotLoaded::not_prepared(pack.version()).into()) };
         let parsed = Arc::clone(pack);
-        let engine = on_own_thread("policy-prepare", move || Engine::new(parsed)).await.ok_or(NotChosen::Ended)?;
-        self.handler.keep(engine.map_err(NotChosen::NotPrepared)?);
+        let unusable = |why: String| NotLoaded::unusable(pack.version(), why);
+        let engine = on_own_thread("policy-prepare", move || Engine::new(parsed)).await;
+        let engine = engine.ok_or_else(|| unusable("the thread that prepares it ended".to_owned()))?;
+        self.handler.keep(engine.map_err(|error| unusable(format!("it cannot be prepared: {error}")))?, account);
         Ok(())
     }
 
@@ -152,6 +195,12 @@ impl Engines {
     ) -> Decided {
         let (message, limit) = (check.request(), check.limit);
         if check.bytes <= MAX_ORDINARY_BYTES {
+            // Since they were chosen, others may have taken the room of their engines.
+            if check.chosen.is_published()
+                && let Err(error) = self.prepare_all(&check.chosen, check.deadline()).await
+            {
+                return Decided::without(error.reply());
+            }
             return self.handler.evaluate(message, &check.chosen, snapshot, held.as_ref(), limit);
         }
         let (message, chosen, snapshot) = (Arc::clone(message), check.chosen.clone(), snapshot.cloned());
@@ -177,11 +226,48 @@ impl Engines {
         if bytes <= MAX_ORDINARY_BYTES { guarded(&self.handler) } else { self.large(guarded).await.flatten() }
     }
 
-    /// Reviews a refused request on the thread for its size; `None` if its deadline has passed by then.
+    /// Works on texts of an account with what masks their secrets; none where that cannot be known, because a policy of
+    /// the account is not there.
+    pub(crate) async fn with_mask<T: Send + 'static>(
+        &self,
+        forms: SecretForms<'_>,
+        bytes: usize,
+        deadline: Instant,
+        work: impl FnOnce(&dyn Fn(&str) -> String) -> T + Send + 'static,
+    ) -> Option<T> {
+        let SecretForms { account, policies, floor } = forms;
+        // The rest is for what is done with the texts.
+        let deadline = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+        let own = policies.iter().map(|version| (Some(account), version));
+        let mut packs = Vec::new();
+        for (account, version) in own.chain(floor.map(|version| (None, version))) {
+            let loaded = match &self.published {
+                Some(published) => published.load(account, version, deadline).await.map_err(NotChosen::from),
+                None => Err(NotChosen::NoneHere),
+            };
+            let failed = |error: &NotChosen| tracing::warn!(account = %forms.account, %error, "a text is not masked");
+            packs.push(loaded.inspect_err(failed).ok()?);
+        }
+        self.inspect(bytes, move |handler| work(&|text: &str| handler.mask(text, &packs))).await
+    }
+
+    /// Reviews a refused request on the thread for its size, by the policy that would decide it; `None` if its deadline
+    /// has passed by then.
     pub(crate) async fn review(&self, refused: &Arc<ReviewRequest>, deadline: Instant) -> Option<ReviewReply> {
+        let published = match &refused.policy {
+            None => None,
+            Some(version) => match self.load(&refused.account, version, deadline).await {
+                Ok(pack) => Some(pack),
+                // Another policy would name faults that are none.
+                Err(error) => {
+                    tracing::debug!(account = %refused.account, %error, "bad request is not reviewed");
+                    return Some(ReviewReply { errors: Vec::new() });
+                }
+            },
+        };
         let bytes: usize = refused.constraints.iter().map(String::len).sum();
         let refused = Arc::clone(refused);
-        let work = move |handler: &Handler| (Instant::now() < deadline).then(|| handler.review(&refused));
+        let work = move |handler: &Handler| (Instant::now() < deadline).then(|| handler.review(&refused, published));
         if bytes <= MAX_ORDINARY_BYTES {
             return work(&self.handler);
         }
@@ -217,6 +303,7 @@ mod tests {
                 account: AccountId::parse("acc").unwrap(),
                 constraints: vec!["allowed_change_window: blue_moon".to_owned(), note],
                 policy_pack_version: None,
+                policy: None,
             });
             assert_eq!(engines.review(&refused, Instant::now()).await, None);
             let reply = engines.review(&refused, Instant::now() + Duration::from_secs(60)).await;

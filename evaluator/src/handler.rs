@@ -15,19 +15,22 @@ use std::time::Instant;
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 use stage0_contract::{
-    ActionDigest, Actor, ApprovalTerms, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError,
-    Grant, PolicyVersion, ReviewReply, ReviewRequest, VocabularyReply,
+    AccountId, ActionDigest, Actor, ApprovalTerms, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatusReply,
+    FieldError, Grant, MAX_LISTED_POLICIES, PolicyVersion, ReviewReply, ReviewRequest, VocabularyReply,
 };
 use stage0_policy::{
-    Answer, Engine, EvaluateError, HeldApproval, Pack, PackError, PackSet, RunNeeds, RunSnapshot, TimeLimit,
+    Answer, Engine, EvaluateError, HeldApproval, MAX_LOADED_RULE_BYTES, Pack, PackError, PackSet, RunNeeds,
+    RunSnapshot, TimeLimit,
 };
 
 use crate::metrics;
 use crate::published::Chosen;
 use crate::run::RunUpdate;
+use crate::shares::{Bounds, Shares};
 
-/// Engines of published policies on one thread.
-const MAX_PUBLISHED: usize = 64;
+/// Engines of published policies on one thread: their number, and the bytes of rules that they have parsed. A parsed
+/// rule takes many times its text in memory, up to 110 times where it is all operators.
+const ENGINES: Bounds = Bounds { items: MAX_LISTED_POLICIES, cost: 2 << 20, share: MAX_LOADED_RULE_BYTES };
 
 /// An approval that the server holds, or would hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,8 +69,17 @@ impl Decided {
 pub(crate) struct Handler {
     packs: Arc<PackSet>,
     engines: HashMap<PolicyVersion, Rc<Engine>>,
-    /// The most recently used one last.
-    published: RefCell<Vec<Rc<Engine>>>,
+    published: RefCell<Shares<PackId, Rc<Engine>>>,
+}
+
+/// A loaded pack. Two with the same content can be loaded one after the other; an engine holds the one that it is of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PackId(usize);
+
+impl PackId {
+    fn of(pack: &Arc<Pack>) -> Self {
+        Self(Arc::as_ptr(pack).addr())
+    }
 }
 
 /// The engines that decide one check.
@@ -80,7 +92,7 @@ impl Handler {
     pub(crate) fn new(packs: Arc<PackSet>) -> Result<Self, PackError> {
         let engine = |pack: &Arc<Pack>| Ok((pack.version().clone(), Rc::new(Engine::new(Arc::clone(pack))?)));
         let engines = packs.packs().map(engine).collect::<Result<_, PackError>>()?;
-        Ok(Self { packs, engines, published: RefCell::default() })
+        Ok(Self { packs, engines, published: RefCell::new(Shares::new(ENGINES)) })
     }
 
     /// Decides a check, with the approval that the server holds or would hold.
@@ -137,19 +149,19 @@ impl Handler {
 
     fn deciding(&self, pack: &Arc<Pack>, chosen: &Chosen) -> Option<Deciding> {
         let floor = match &chosen.floor {
-            Some(floor) => Some(self.engine(floor)?),
+            Some(floor) => Some(self.engine(floor, None)?),
             None => None,
         };
-        Some(Deciding { own: self.engine(pack)?, floor })
+        Some(Deciding { own: self.engine(pack, chosen.account.as_ref())?, floor })
     }
 
-    fn engine(&self, pack: &Arc<Pack>) -> Option<Rc<Engine>> {
-        if let Some(engine) = self.known_engine(pack) {
+    fn engine(&self, pack: &Arc<Pack>, account: Option<&AccountId>) -> Option<Rc<Engine>> {
+        if let Some(engine) = self.known_engine(pack, account) {
             return Some(engine);
         }
         // On the thread for large checks, and where more policies are in use than there is room for.
         match Engine::new(Arc::clone(pack)) {
-            Ok(engine) => Some(self.keep(engine)),
+            Ok(engine) => Some(self.keep(engine, account)),
             Err(error) => {
                 tracing::error!(policy_version = %pack.version(), %error, "a policy that is loaded cannot be prepared");
                 None
@@ -157,31 +169,28 @@ impl Handler {
         }
     }
 
-    fn known_engine(&self, pack: &Arc<Pack>) -> Option<Rc<Engine>> {
-        let is_it = |engine: &Rc<Engine>| Arc::ptr_eq(engine.pack(), pack);
-        if let Some(engine) = self.engines.get(pack.version()).filter(|engine| is_it(engine)) {
+    fn known_engine(&self, pack: &Arc<Pack>, account: Option<&AccountId>) -> Option<Rc<Engine>> {
+        let is_it = |engine: &&Rc<Engine>| Arc::ptr_eq(engine.pack(), pack);
+        if let Some(engine) = self.engines.get(pack.version()).filter(is_it) {
             return Some(Rc::clone(engine));
         }
-        let mut published = self.published.borrow_mut();
-        let found = published.iter().position(is_it)?;
-        let engine = published.remove(found);
-        published.push(Rc::clone(&engine));
-        Some(engine)
+        self.published.borrow_mut().find(&PackId::of(pack), account).cloned()
     }
 
-    /// Whether this thread has the rules of a pack parsed.
-    pub(crate) fn has_engine(&self, pack: &Arc<Pack>) -> bool {
-        self.known_engine(pack).is_some()
+    /// Whether this thread has the rules of a pack parsed; then they are in use for this account; none: for all.
+    pub(crate) fn has_engine(&self, pack: &Arc<Pack>, account: Option<&AccountId>) -> bool {
+        self.known_engine(pack, account).is_some()
     }
 
-    /// Keeps the engine of a published policy; the one that was used least recently leaves.
-    pub(crate) fn keep(&self, engine: Engine) -> Rc<Engine> {
+    /// Keeps the engine of a published policy of an account; none: of all.
+    pub(crate) fn keep(&self, engine: Engine, account: Option<&AccountId>) -> Rc<Engine> {
         let engine = Rc::new(engine);
+        let pack = engine.pack();
         let mut published = self.published.borrow_mut();
-        published.push(Rc::clone(&engine));
-        if published.len() > MAX_PUBLISHED {
-            published.remove(0);
-        }
+        // Another one of this version is of a pack that has left.
+        published.drop_own(account, |other| other.pack().version() == pack.version());
+        published.insert(PackId::of(pack), Rc::clone(&engine), pack.rule_bytes(), account);
+        drop(published);
         engine
     }
 
@@ -215,19 +224,18 @@ impl Handler {
         engines.is_some_and(|engines| covers(&engines.own) && engines.floor.as_deref().is_none_or(covers))
     }
 
-    /// A text with every secret in it masked, by the policy that decides checks which name none.
-    pub(crate) fn mask(&self, text: &str) -> String {
-        match self.engines.get(self.packs.active().version()) {
-            Some(engine) => engine.mask(text),
-            None => String::new(),
-        }
+    /// A text with every secret in it masked: what the process's own policy or one of these takes for one.
+    pub(crate) fn mask(&self, text: &str, published: &[Arc<Pack>]) -> String {
+        published.iter().fold(self.packs.active().mask(text), |masked, pack| pack.mask(&masked))
     }
 
-    /// The faults that only the policy can find in a request that is refused anyway.
-    pub(crate) fn review(&self, message: &ReviewRequest) -> ReviewReply {
-        let find = || match self.packs.choose(message.policy_pack_version.as_deref()) {
+    /// The faults that only the policy can find in a request that is refused anyway: the published policy that would
+    /// decide it, or else one of the process's own.
+    pub(crate) fn review(&self, message: &ReviewRequest, published: Option<Arc<Pack>>) -> ReviewReply {
+        let chosen = Chosen { own: published, ..Chosen::default() };
+        let find = || match self.choose(&chosen, message.policy_pack_version.as_deref()) {
             Ok(pack) => pack.review(&message.constraints),
-            Err(error) => with_windows(self.packs.active(), error, &message.constraints),
+            Err(error) => with_windows(chosen.own.as_ref().unwrap_or(self.packs.active()), error, &message.constraints),
         };
         let errors = catch_unwind(AssertUnwindSafe(find)).unwrap_or_else(|_| {
             // The request is refused anyway, for the faults that the gateway found.
@@ -292,7 +300,7 @@ fn guarded(
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use stage0_contract::{AccountId, CallerTexts, PolicyBundle, PolicyFiles, RequestId, Verdict};
+    use stage0_contract::{CallerTexts, PolicyBundle, PolicyFiles, RequestId, Verdict};
 
     fn handler() -> Handler {
         Handler::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
@@ -346,11 +354,13 @@ mod tests {
 
     #[test]
     fn a_review_finds_what_an_evaluation_would() {
-        let reply = handler().review(&ReviewRequest {
+        let refused = ReviewRequest {
             account: AccountId::parse("acc").unwrap(),
             constraints: vec![String::new(), "max_retries: many".to_owned(), "allowed_change_window: x".to_owned()],
             policy_pack_version: Some("other@1.0.0+000000000000".to_owned()),
-        });
+            policy: None,
+        };
+        let reply = handler().review(&refused, None);
         let paths: Vec<_> = reply.errors.iter().map(|e| e.path.as_str()).collect();
         assert_eq!(paths, ["constraints[2]", "policy_pack_version"], "bad grammar is the gateway's to name");
     }
@@ -384,7 +394,32 @@ mod tests {
         ];
         let files = files.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
         let pack = Pack::from_bundle(&PolicyBundle { packs: vec![PolicyFiles { files }] });
-        Chosen { own: None, floor: Some(pack.unwrap_or_else(|error| panic!("{error}"))) }
+        Chosen { floor: Some(pack.unwrap_or_else(|error| panic!("{error}"))), ..Chosen::default() }
+    }
+
+    #[test]
+    fn an_account_with_many_engines_loses_its_own_and_what_decides_stays() {
+        let pack = |name: &str| {
+            let manifest = format!("name = \"{name}\"\nversion = \"1.0.0\"\nextends = \"baseline@2\"\n");
+            let files = [("pack.toml".to_owned(), manifest)].into();
+            Pack::from_bundle(&PolicyBundle { packs: vec![PolicyFiles { files }] }).unwrap()
+        };
+        let [quiet, first, second, third] = ["quiet", "first", "second", "third"].map(pack);
+        let bytes = quiet.rule_bytes();
+        assert!((32 << 10..MAX_LOADED_RULE_BYTES).contains(&bytes), "{bytes}");
+        let bounds = Bounds { items: 64, cost: 100 * bytes, share: 2 * bytes };
+        let handler = Handler { published: RefCell::new(Shares::new(bounds)), ..handler() };
+        let [heavy, other] = ["heavy", "other"].map(|name| AccountId::parse(name).unwrap());
+        handler.engine(&quiet, Some(&other)).unwrap();
+        let deciding = handler.engine(&first, Some(&heavy)).unwrap();
+        assert!(Rc::ptr_eq(&deciding, &handler.engine(&first, Some(&heavy)).unwrap()), "parsed once");
+        for pack in [&second, &third] {
+            handler.engine(pack, Some(&heavy)).unwrap();
+        }
+        let has = |pack: &Arc<Pack>| handler.has_engine(pack, None);
+        assert_eq!([has(&first), has(&second), has(&third), has(&quiet)], [false, true, true, true]);
+        let request = message(json!({"goal": "two words", "success_criteria": ["x"]})).request;
+        assert!(deciding.decide(&request, 1_773_662_400).is_ok(), "what it was parsed for is decided by it");
     }
 
     #[test]

@@ -177,6 +177,10 @@ fn log_reply(request_id: &RequestId, account: &AccountId, reply: &EvaluateReply,
         EvaluateReply::TooManyRuns { limit } => {
             tracing::info!(%request_id, %account, limit, duration_ms, "check exceeds the account's limit of runs");
         }
+        EvaluateReply::PolicyMissing { version, is_loading } => {
+            let policy_version = version;
+            tracing::warn!(%request_id, %account, %policy_version, is_loading, duration_ms, "policy is not there");
+        }
         EvaluateReply::Unable(reason) => {
             tracing::warn!(%request_id, %account, reason, duration_ms, "check could not be decided");
         }

@@ -9,17 +9,23 @@ mod approval;
 #[path = "../../tests/src/capture.rs"]
 mod capture;
 mod checks;
+mod compare;
 mod config;
 mod engines;
 mod fair_queue;
+mod fair_turns;
 mod handler;
 mod in_flight;
 mod metrics;
 mod own_thread;
+mod preload;
+mod preparing;
 mod published;
 mod reviews;
 mod run;
 mod shard;
+mod shares;
+mod turns;
 mod validate;
 mod worker;
 

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stage0_backplane::Requests;
-use stage0_contract::{AccountId, AccountRules, CheckRequest, FetchPolicy, FetchedPolicy, ManageReply, PolicyVersion};
+use stage0_contract::{
+    AccountId, AccountRules, CheckRequest, EvaluateReply, FetchPolicy, FetchedPolicy, ManageReply, PolicyVersion,
+};
 use stage0_policy::Pack;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
@@ -29,11 +31,13 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// packs leaves room for one that a check waits for.
 const MAX_LOADING: usize = 2;
 /// How long a check's deadline is ahead when it is answered that its policy is not there yet.
-const ANSWER_TIME: Duration = Duration::from_millis(100);
+pub(crate) const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 /// The packs that decide a check.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Chosen {
+    /// Whose check it is; none: the process's own pack decides.
+    pub(crate) account: Option<AccountId>,
     /// The version that is active for the check; none: the process's own.
     pub(crate) own: Option<Arc<Pack>>,
     /// The operator's, which is evaluated beside it.
@@ -53,6 +57,25 @@ impl Chosen {
 pub(crate) struct NotLoaded {
     version: PolicyVersion,
     why: String,
+    is_loading: bool,
+}
+
+impl NotLoaded {
+    /// One that is loaded, and cannot be used.
+    pub(crate) fn unusable(version: &PolicyVersion, why: String) -> Self {
+        Self { version: version.clone(), why, is_loading: false }
+    }
+
+    /// One that is loaded, and whose rules are still being parsed.
+    pub(crate) fn not_prepared(version: &PolicyVersion) -> Self {
+        let why = "it is still being prepared: try again".to_owned();
+        Self { version: version.clone(), why, is_loading: true }
+    }
+
+    /// The answer to a check: the version alone.
+    pub(crate) fn reply(&self) -> EvaluateReply {
+        EvaluateReply::PolicyMissing { version: self.version.clone(), is_loading: self.is_loading }
+    }
 }
 
 type Outcome = Result<Arc<Pack>, String>;
@@ -63,6 +86,17 @@ pub(crate) struct SharedPolicies {
     kept: Mutex<Kept>,
     /// One permit per load: each takes a core and many times its size in memory.
     loading: Semaphore,
+    /// Shards that have not loaded yet what was active when they started.
+    preloading: watch::Sender<usize>,
+}
+
+/// A shard that has not loaded yet what is active. It counts until it is dropped.
+pub(crate) struct Preloading(Arc<SharedPolicies>);
+
+impl Drop for Preloading {
+    fn drop(&mut self) {
+        self.0.preloading.send_modify(|shards| *shards = shards.saturating_sub(1));
+    }
 }
 
 /// The published policies as a shard reaches them.
@@ -85,11 +119,28 @@ impl LoadedPolicies {
     pub fn versions(&self) -> Vec<PolicyVersion> {
         self.0.lock().versions()
     }
+
+    /// Whether what was active at the start is loaded, as far as it can be.
+    pub fn is_preloaded(&self) -> bool {
+        *self.0.preloading.borrow() == 0
+    }
+
+    /// Waits until [`LoadedPolicies::is_preloaded`], which takes seconds at most.
+    pub async fn preloaded(&self) {
+        // The sender lives as long as this.
+        let _ = self.0.preloading.subscribe().wait_for(|shards| *shards == 0).await;
+    }
 }
 
 impl SharedPolicies {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { kept: Mutex::default(), loading: Semaphore::new(MAX_LOADING) })
+        let preloading = watch::Sender::new(0);
+        Arc::new(Self { kept: Mutex::default(), loading: Semaphore::new(MAX_LOADING), preloading })
+    }
+
+    pub(crate) fn preloading(self: &Arc<Self>) -> Preloading {
+        self.preloading.send_modify(|shards| *shards += 1);
+        Preloading(Arc::clone(self))
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -127,7 +178,7 @@ impl Published {
             }
         };
         let (own, floor) = tokio::join!(own, floor);
-        Ok(Chosen { own: own?, floor: floor? })
+        Ok(Chosen { account: Some(account.clone()), own: own?, floor: floor? })
     }
 
     /// The pack of a version as this account sees it; none: as the deployment does.
@@ -137,7 +188,7 @@ impl Published {
         version: &PolicyVersion,
         deadline: Instant,
     ) -> Result<Arc<Pack>, NotLoaded> {
-        let failed = |why: String| NotLoaded { version: version.clone(), why };
+        let failed = |why: String| NotLoaded { version: version.clone(), why, is_loading: false };
         let mut waiting = match self.begin(account, version) {
             Found::Loaded(pack) => return Ok(pack),
             Found::Failed(why) => return Err(failed(why)),
@@ -146,8 +197,29 @@ impl Published {
         match timeout_at(deadline, waiting.wait_for(Option::is_some)).await {
             Ok(Ok(outcome)) => outcome.clone().unwrap_or_else(|| Err(INTERRUPTED.to_owned())).map_err(failed),
             Ok(Err(_)) => Err(failed(INTERRUPTED.to_owned())),
-            Err(_) => Err(failed("it is still being loaded: try again".to_owned())),
+            Err(_) => Err(NotLoaded { is_loading: true, ..failed("it is still being loaded: try again".to_owned()) }),
         }
+    }
+
+    /// As [`Published::load`], or what the files of the version come to in this release if it compiles in another pack
+    /// than the release under which they were published. No check is decided by that.
+    pub(crate) async fn load_or_renew(
+        &self,
+        account: Option<&AccountId>,
+        version: &PolicyVersion,
+        deadline: Instant,
+    ) -> Result<Arc<Pack>, NotLoaded> {
+        let failed = match self.load(account, version, deadline).await {
+            Ok(pack) => return Ok(pack),
+            Err(failed) => failed,
+        };
+        let renewed = async {
+            let FetchedPolicy { bundle, .. } =
+                self.fetch(&Key { account: account.cloned(), version: version.clone() }).await.ok()?;
+            let _turn = self.shared.loading.acquire().await.ok()?;
+            on_own_thread("policy-load", move || Pack::from_bundle(&bundle)).await?.ok()
+        };
+        timeout_at(deadline, renewed).await.ok().flatten().ok_or(failed)
     }
 
     /// Looks a version up, and begins to load it where it is neither loaded nor loading.
@@ -190,13 +262,13 @@ impl Published {
         if let Some(pack) = self.shared.lock().known(key, &content) {
             return Ok(pack);
         }
-        let began = Instant::now();
+        let (began, bytes) = (Instant::now(), bundle.bytes());
         let loading = on_own_thread("policy-load", move || Pack::published(&bundle, &version));
         let Some(loaded) = loading.await else { return Err("the thread that loads it ended".to_owned()) };
         let pack = loaded.map_err(|error| first_fault(&error))?;
         let duration_ms = began.elapsed().as_secs_f64() * 1e3;
         tracing::info!(policy_version = %key.version, duration_ms, "published policy loaded");
-        self.shared.lock().loaded(key, content, &pack);
+        self.shared.lock().loaded(key, content, &pack, bytes);
         Ok(pack)
     }
 

@@ -93,6 +93,7 @@ mod tests {
             account: AccountId::parse(account).unwrap(),
             constraints: vec!["allowed_change_window: blue_moon".to_owned(), note.to_owned()],
             policy_pack_version: None,
+            policy: None,
         }
     }
 

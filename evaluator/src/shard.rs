@@ -11,8 +11,8 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{Backplane, Event, RequestStream, ServeError, Subscription, follow_store_clock};
 use stage0_contract::{
-    ChangeApproval, ChangeGrant, CollectEvents, CoveredByStop, CreateGrant, EndRun, EvaluateRequest, EvaluatorStatus,
-    FetchAction, ListApprovals, ListGrants, ListRuns, MAX_LISTED_POLICIES, MaskText, PolicyChanged,
+    ChangeApproval, ChangeGrant, CollectEvents, ComparePolicies, CoveredByStop, CreateGrant, EndRun, EvaluateRequest,
+    EvaluatorStatus, FetchAction, ListApprovals, ListGrants, ListRuns, MAX_LISTED_POLICIES, MaskText, PolicyChanged,
     ReadApprovalHistory, Request, ReviewRequest, SettleEvents, SettleRun, ShowApproval, ShowRun, ValidatePolicy,
     VocabularyRequest,
 };
@@ -23,10 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::approval::Approvals;
 use crate::checks::{self, Deciders, ShardLimits};
+use crate::compare::Comparer;
 use crate::config::RunConfig;
 use crate::engines::Engines;
 use crate::in_flight::InFlightRequest;
-use crate::published::{Published, SharedPolicies};
+use crate::preload::Preload;
+use crate::published::{Preloading, Published, SharedPolicies};
 use crate::reviews;
 use crate::run::RunCoordinator;
 use crate::validate::Validator;
@@ -65,7 +67,9 @@ pub enum ShardError {
 pub(crate) struct ShardParts {
     pub(crate) packs: Arc<PackSet>,
     pub(crate) policies: Arc<SharedPolicies>,
+    pub(crate) preload: Preloading,
     pub(crate) validator: Arc<Validator>,
+    pub(crate) comparer: Arc<Comparer>,
     pub(crate) runs: RunConfig,
 }
 
@@ -111,8 +115,13 @@ struct Shard {
     settle: RequestStream<SettleRun>,
     validate: RequestStream<ValidatePolicy>,
     validator: Arc<Validator>,
+    compare: RequestStream<ComparePolicies>,
+    comparer: Arc<Comparer>,
+    published: Published,
     /// None where the backplane does not let it subscribe: then policies are loaded for the first check alone.
     policy_changes: Option<Subscription<PolicyChanged>>,
+    /// What is active, where the keystore did not answer yet.
+    preload: Option<Preload>,
     approvals: Approvals,
     approval_requests: ApprovalRequests,
 }
@@ -163,7 +172,8 @@ impl ApprovalRequests {
                 approvals.covered(engines, request, deadline).await
             })
             .boxed_local(),
-            serve_until(self.mask, stop, async |request, _| approvals.masked(engines, request).await).boxed_local(),
+            serve_until(self.mask, stop, async |request, deadline| approvals.masked(engines, request, deadline).await)
+                .boxed_local(),
             serve_until(self.fetch, stop, async |request, deadline| approvals.fetch(request, deadline).await)
                 .boxed_local(),
             serve_until(self.list, stop, async |request, deadline| approvals.list(request, deadline).await)
@@ -198,14 +208,17 @@ impl ApprovalRequests {
 
 impl Shard {
     async fn open(parts: ShardParts, connect: &Connect) -> Result<Self, ShardError> {
-        let ShardParts { packs, policies, validator, runs } = parts;
+        let ShardParts { packs, policies, preload, validator, comparer, runs } = parts;
         let engines = Engines::open(packs)?;
         let backplane = connect().await.map_err(ShardError::Connect)?;
-        let engines = engines.with_published(Published::new(policies, Arc::clone(&backplane.requests)));
+        let published = Published::new(policies, Arc::clone(&backplane.requests));
+        let engines = engines.with_published(published.clone());
         let policy_changes = backplane.notices.subscribe::<PolicyChanged>().await;
         let policy_changes = policy_changes
             .inspect_err(|error| tracing::warn!(%error, "policies are not loaded before the first check needs them"))
             .ok();
+        // Before any request can arrive, which would wait for it, and after the notices, so that none is missed.
+        let preload = Preload::new(preload).begin(&*backplane.requests, &engines).await;
         let approvals = Approvals::new(&backplane, runs);
         let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), runs);
         let approval_requests = ApprovalRequests::open(&backplane).await.map_err(ShardError::Serve)?;
@@ -218,6 +231,7 @@ impl Shard {
         let end = requests.serve().await.map_err(ShardError::Serve)?;
         let settle = requests.serve().await.map_err(ShardError::Serve)?;
         let validate = requests.serve().await.map_err(ShardError::Serve)?;
+        let compare = requests.serve().await.map_err(ShardError::Serve)?;
         // Last, so that a shard which receives checks can answer every other request too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
         Ok(Self {
@@ -234,7 +248,11 @@ impl Shard {
             settle,
             validate,
             validator,
+            compare,
+            comparer,
+            published,
             policy_changes,
+            preload,
             approvals,
             approval_requests,
         })
@@ -243,6 +261,7 @@ impl Shard {
     async fn serve(self, stop: &CancellationToken, limits: ShardLimits) {
         let (engines, handler, runs) = (&self.engines, self.engines.handler(), &self.runs);
         let (approvals, validator) = (&self.approvals, &self.validator);
+        let (comparer, published) = (&self.comparer, &self.published);
         let deciders = Deciders { engines, runs, approvals };
         // Each is polled only when it was woken itself: a check must not pay for every kind of request beside it.
         let tasks: FuturesUnordered<LocalBoxFuture<'_, ()>> = [
@@ -259,7 +278,12 @@ impl Shard {
                 .boxed_local(),
             serve_until(self.validate, stop, async |request, deadline| validator.validate(request, deadline).await)
                 .boxed_local(),
+            serve_until(self.compare, stop, async |request, deadline| {
+                comparer.compare(published, request, deadline).await
+            })
+            .boxed_local(),
             stop.run_until_cancelled(preload(self.policy_changes, engines)).map(drop).boxed_local(),
+            stop.run_until_cancelled(finish_preload(self.preload, &self.backplane, engines)).map(drop).boxed_local(),
         ]
         .into_iter()
         .chain(self.approval_requests.serve(stop, engines, approvals))
@@ -267,6 +291,12 @@ impl Shard {
         tasks.collect::<()>().await;
         self.runs.drain().await;
         self.backplane.requests.close().await;
+    }
+}
+
+async fn finish_preload(preload: Option<Preload>, backplane: &Backplane, engines: &Engines) {
+    if let Some(preload) = preload {
+        preload.finish(&*backplane.requests, engines).await;
     }
 }
 

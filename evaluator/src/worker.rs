@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::checks::ShardLimits;
+use crate::compare::Comparer;
 use crate::config::EvaluatorConfig;
 use crate::metrics;
 use crate::published::{LoadedPolicies, SharedPolicies};
@@ -70,6 +71,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     let count = config.shards.unwrap_or_else(cores).get();
     let (packs, runs) = (Arc::new(config.packs), config.runs);
     let (policies, validator) = (SharedPolicies::new(), Validator::new());
+    let comparer = Comparer::new(Arc::clone(packs.active()));
     let limits = ShardLimits::of(count);
     let stop = CancellationToken::new();
     let stop_on_error = stop.clone().drop_guard();
@@ -81,7 +83,8 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
         let ending = Ending(ending.clone());
         let (connect, stop) = (Arc::clone(&connect), stop.clone());
         let (packs, policies, validator) = (Arc::clone(&packs), Arc::clone(&policies), Arc::clone(&validator));
-        let parts = ShardParts { packs, policies, validator, runs };
+        let preload = policies.preloading();
+        let parts = ShardParts { packs, policies, preload, validator, comparer: Arc::clone(&comparer), runs };
         let work = move || {
             let _ending = ending;
             shard::run(parts, &connect, limits, ready, &stop);

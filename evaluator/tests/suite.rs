@@ -4,7 +4,9 @@
 #[cfg(test)]
 mod suite {
     mod approvals;
+    mod comparing;
     mod history;
+    mod preloaded;
     mod published;
     mod runs;
     mod service;

@@ -18,7 +18,8 @@ use stage0_backplane::{
 };
 use stage0_contract::{
     ApprovalsChanged, DecisionsRecorded, DisableWebhook, EvaluateRequest, FetchPolicy, InstanceHeartbeat, KeyChanged,
-    ListEndpoints, ListRetentions, Notice, REQUESTS, ReadPeople, Request, Role, SignMark, VerifyKey, WebhookChanged,
+    ListActiveVersions, ListEndpoints, ListRetentions, Notice, REQUESTS, ReadPeople, Request, Role, SignMark,
+    VerifyKey, WebhookChanged,
 };
 use tokio::time::Instant;
 
@@ -175,7 +176,7 @@ async fn every_role_can_request_serve_publish_and_subscribe_to_what_it_needs() {
     ask_each(&exporter, &asked_by(Role::AuditExport, Role::Keystore)).await;
     let mut asked = asked_by(Role::Evaluator, Role::Keystore);
     asked.sort_unstable();
-    assert_eq!(asked, [ReadPeople::SUBJECT, FetchPolicy::SUBJECT]);
+    assert_eq!(asked, [ReadPeople::SUBJECT, FetchPolicy::SUBJECT, ListActiveVersions::SUBJECT]);
     ask_each(&evaluator, &asked).await;
 
     let mut hearing = gateway.notices.subscribe_bytes(ApprovalsChanged::SUBJECT).await.unwrap();
@@ -524,7 +525,7 @@ async fn a_compromised_evaluator_receives_no_other_requests_and_cannot_act_as_an
     let keystore = open(&nats, "keystore").await.backplane();
     // Of the keystore it may ask for people and published policies, and nothing else.
     let _keystore_serves = serve(&keystore, &served_by(Role::Keystore)).await;
-    let asked = [ReadPeople::SUBJECT, FetchPolicy::SUBJECT];
+    let asked = [ReadPeople::SUBJECT, FetchPolicy::SUBJECT, ListActiveVersions::SUBJECT];
     for subject in served_by(Role::Keystore).into_iter().filter(|subject| !asked.contains(subject)) {
         let asked = evaluator.requests.request_bytes(subject, Bytes::new(), soon()).await;
         assert_eq!(asked, Err(RequestError::NoResponders), "{subject}");

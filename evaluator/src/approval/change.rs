@@ -18,7 +18,7 @@ use super::serve::{conflict, failed, invalid, is_own, not_found, sees_all};
 use super::state::Change;
 use super::store::{ApprovalStore, StoreError, pause};
 use super::{Approvals, reason};
-use crate::engines::Engines;
+use crate::engines::{Engines, SecretForms};
 use crate::metrics;
 
 /// The longest evidence of a system outside, and the longest name of an approver there, in characters.
@@ -52,7 +52,7 @@ impl Approvals {
         if !place.is_current && !matches!(change, ApprovalChange::Report { .. }) {
             return conflict("it has ended, and a newer approval of the same action was opened");
         }
-        let reason = match self.checked_reason(engines, message).await {
+        let reason = match self.checked_reason(engines, message, deadline).await {
             Ok(reason) => reason,
             Err(refusal) => return ManageReply::Refused(refusal),
         };
@@ -65,7 +65,12 @@ impl Approvals {
     }
 
     /// The reason without secrets, and nothing odd in it or in what a system outside says.
-    async fn checked_reason(&self, engines: &Engines, message: &ChangeApproval) -> Result<String, Refusal> {
+    async fn checked_reason(
+        &self,
+        engines: &Engines,
+        message: &ChangeApproval,
+        deadline: Instant,
+    ) -> Result<String, Refusal> {
         let text = reason::checked("reason", &message.reason)?.to_owned();
         if let ApprovalChange::Register { external, .. } = &message.change {
             let refuse = |path: &str, why: String| match invalid::<()>(path, why) {
@@ -88,9 +93,9 @@ impl Approvals {
         if text.is_empty() {
             return Ok(text);
         }
-        let bytes = text.len();
-        let masked = engines.inspect(bytes, move |handler| handler.mask(&text)).await;
-        masked.ok_or_else(|| Refusal::Conflict("the reason cannot be checked for secrets: try again".to_owned()))
+        let forms = SecretForms::of(&message.account, &message.actor.rules);
+        let masked = engines.with_mask(forms, text.len(), deadline, move |mask| mask(&text)).await;
+        Ok(masked.unwrap_or_else(|| reason::LEFT_OUT.to_owned()))
     }
 
     async fn changed(
@@ -123,7 +128,8 @@ impl Approvals {
                 ApprovalChange::Approve { action_digest } => approval.approve(action_digest, by),
                 ApprovalChange::Deny { action_digest } => approval.deny(action_digest, by),
                 ApprovalChange::Register { action_digest, external } => {
-                    let external = masked_evidence(engines, external).await;
+                    let forms = SecretForms::of(account, &actor.rules);
+                    let external = masked_evidence(engines, forms, external, deadline).await;
                     approval.register(action_digest, &external, by)
                 }
                 ApprovalChange::Cancel {} => approval.cancel(by),
@@ -233,17 +239,19 @@ fn may_call(actor: &Actor, approval: &StoredApproval, change: &ApprovalChange) -
 /// What a system outside says, with secrets masked.
 async fn masked_evidence(
     engines: &Engines,
+    forms: SecretForms<'_>,
     external: &stage0_contract::ExternalApproval,
+    deadline: Instant,
 ) -> stage0_contract::ExternalApproval {
     let mut masked = external.clone();
-    let work = move |handler: &crate::handler::Handler| {
-        masked.evidence = handler.mask(&masked.evidence);
+    let work = move |mask: &dyn Fn(&str) -> String| {
+        masked.evidence = mask(&masked.evidence);
         for name in &mut masked.approved_by {
-            *name = handler.mask(name);
+            *name = mask(name);
         }
         masked
     };
     let empty =
         || stage0_contract::ExternalApproval { approved_by: external.approved_by.clone(), evidence: String::new() };
-    engines.inspect(external.evidence.len(), work).await.unwrap_or_else(empty)
+    engines.with_mask(forms, external.evidence.len(), deadline, work).await.unwrap_or_else(empty)
 }

@@ -5,6 +5,9 @@
 
 use stage0_contract::{FieldError, MAX_REASON_CHARS, Refusal, hidden, is_blank, is_invisible};
 
+/// Stands for a reason that cannot be searched for secrets. A denial or a revocation does not wait for its reason.
+pub(super) const LEFT_OUT: &str = "(left out: it could not be searched for secrets)";
+
 /// The reason without outer white space; an empty one is none.
 pub(super) fn checked<'a>(field: &str, reason: &'a str) -> Result<&'a str, Refusal> {
     let reason = reason.trim();

@@ -47,6 +47,8 @@ pub(crate) struct StoredApproval {
     pub(super) status: ApprovalStatus,
     pub(super) action_digest: ActionDigest,
     pub(super) policy_version: PolicyVersion,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) floor_version: Option<PolicyVersion>,
     pub(super) environment: String,
     pub(super) key_id: KeyId,
     /// Who stands behind the key that asked.
@@ -303,6 +305,7 @@ pub(super) fn blank_event(kind: LineType, at: Timestamp) -> ApprovalEvent {
         stop_id: None,
         action_digest: None,
         policy_version: None,
+        floor_version: None,
         environment: None,
         request_id: None,
         actor: None,
@@ -322,6 +325,7 @@ impl StoredApproval {
             approval_id: Some(self.id.clone()),
             action_digest: Some(self.action_digest.clone()),
             policy_version: Some(self.policy_version.clone()),
+            floor_version: self.floor_version.clone(),
             environment: Some(self.environment.clone()).filter(|name| !name.is_empty()),
             ..blank_event(kind, at)
         }
@@ -447,6 +451,7 @@ impl StoredApproval {
             status: self.status,
             action_digest: self.action_digest.clone(),
             policy_version: self.policy_version.clone(),
+            floor_version: self.floor_version.clone(),
             environment: self.environment.clone(),
             key_id: self.key_id.clone(),
             workload: self.asker.workload.clone(),

@@ -17,7 +17,7 @@ use super::people::{Directory, Question, Standing};
 use super::record::StoredApproval;
 use super::store::{StoreError, account_prefix};
 use super::{Approvals, text};
-use crate::engines::Engines;
+use crate::engines::{Engines, SecretForms};
 use crate::handler::Handler;
 use crate::metrics;
 
@@ -152,7 +152,9 @@ impl Approvals {
         let mut view = approval.view(eligible, stopped);
         if let Some(request) = request.filter(|_| shows_text) {
             let bytes = serde_json::to_vec(&request).map_or(usize::MAX, |text| text.len());
-            view.action = engines.inspect(bytes, move |handler| shown(handler, &request)).await.flatten();
+            let forms = SecretForms::of(&approval.account, &actor.rules);
+            let work = move |mask: &dyn Fn(&str) -> String| shown(mask, &request);
+            view.action = engines.with_mask(forms, bytes, deadline, work).await.flatten();
         }
         Ok(view)
     }
@@ -233,9 +235,10 @@ impl Approvals {
     }
 
     /// A text without its secrets; empty where that cannot be known.
-    pub(crate) async fn masked(&self, engines: &Engines, message: &MaskText) -> MaskTextReply {
-        let text = message.text.clone();
-        let masked = engines.inspect(text.len(), move |handler: &Handler| handler.mask(&text)).await;
+    pub(crate) async fn masked(&self, engines: &Engines, message: &MaskText, deadline: Instant) -> MaskTextReply {
+        let MaskText { account, text, policies, floor } = message.clone();
+        let forms = SecretForms { account: &account, policies, floor: floor.as_ref() };
+        let masked = engines.with_mask(forms, text.len(), deadline, move |mask| mask(&text)).await;
         MaskTextReply { text: masked.unwrap_or_default() }
     }
 
@@ -303,20 +306,20 @@ pub(super) fn asks_group(terms: &ApprovalTerms, group: &String) -> bool {
 }
 
 /// The action as people read it: every text in it with its secrets masked.
-fn shown(handler: &Handler, request: &CheckRequest) -> Option<Map<String, Value>> {
+fn shown(mask: &dyn Fn(&str) -> String, request: &CheckRequest) -> Option<Map<String, Value>> {
     let mut action = serde_json::to_value(request).ok()?;
-    mask(handler, &mut action);
+    mask_all(mask, &mut action);
     match action {
         Value::Object(members) => Some(members),
         _ => None,
     }
 }
 
-fn mask(handler: &Handler, value: &mut Value) {
+fn mask_all(mask: &dyn Fn(&str) -> String, value: &mut Value) {
     match value {
-        Value::String(text) => *text = handler.mask(text),
-        Value::Array(items) => items.iter_mut().for_each(|item| mask(handler, item)),
-        Value::Object(members) => members.values_mut().for_each(|item| mask(handler, item)),
+        Value::String(text) => *text = mask(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| mask_all(mask, item)),
+        Value::Object(members) => members.values_mut().for_each(|item| mask_all(mask, item)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

@@ -7,6 +7,7 @@ mod records;
 mod standing;
 mod store;
 mod texts;
+mod two_rules;
 mod uses;
 mod votes;
 
@@ -128,6 +129,7 @@ fn approval_of(terms: ApprovalTerms) -> StoredApproval {
         status: ApprovalStatus::Pending,
         action_digest: digest(),
         policy_version: PolicyVersion::parse("p@1.0.0+000000000001").unwrap(),
+        floor_version: None,
         environment: String::new(),
         key_id: key(AGENT),
         asker: agent(),

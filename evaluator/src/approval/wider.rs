@@ -15,7 +15,7 @@ use super::people::Directory;
 use super::record::Outbox;
 use super::serve::{failed, invalid, not_found, sees_all};
 use super::{Approvals, reason};
-use crate::engines::Engines;
+use crate::engines::{Engines, SecretForms};
 
 impl Approvals {
     /// `POST /v1/grants`.
@@ -37,10 +37,11 @@ impl Approvals {
         if let Some(fault) = grants::fault(message, self.store.now()) {
             return ManageReply::Refused(Refusal::Invalid(vec![fault]));
         }
-        let reason = match self.grant_reason(engines, &message.reason).await {
-            Ok(reason) => reason,
-            Err(refusal) => return ManageReply::Refused(refusal),
-        };
+        let reason =
+            match self.grant_reason(engines, SecretForms::of(account, &actor.rules), &message.reason, deadline).await {
+                Ok(reason) => reason,
+                Err(refusal) => return ManageReply::Refused(refusal),
+            };
         let mut random = [0; 16];
         let id = aws_lc_rs::rand::fill(&mut random).ok();
         let id = id.and_then(|()| GrantId::parse(&format!("grt_{}", data_encoding::HEXLOWER.encode(&random))).ok());
@@ -80,14 +81,20 @@ impl Approvals {
         }
     }
 
-    async fn grant_reason(&self, engines: &Engines, text: &str) -> Result<String, Refusal> {
+    async fn grant_reason(
+        &self,
+        engines: &Engines,
+        forms: SecretForms<'_>,
+        text: &str,
+        deadline: Instant,
+    ) -> Result<String, Refusal> {
         let text = reason::checked("reason", text)?.to_owned();
         if text.is_empty() {
             let required = stage0_contract::FieldError::new("reason", "is required".to_owned());
             return Err(Refusal::Invalid(vec![required]));
         }
-        let masked = engines.inspect(text.len(), move |handler| handler.mask(&text)).await;
-        masked.ok_or_else(|| Refusal::Conflict("the reason cannot be checked for secrets: try again".to_owned()))
+        let masked = engines.with_mask(forms, text.len(), deadline, move |mask| mask(&text)).await;
+        Ok(masked.unwrap_or_else(|| reason::LEFT_OUT.to_owned()))
     }
 
     /// `GET /v1/grants`.
@@ -124,7 +131,7 @@ impl Approvals {
         if !actor.can_record {
             return ManageReply::Failed;
         }
-        let reason = match self.grant_reason(engines, reason).await {
+        let reason = match self.grant_reason(engines, SecretForms::of(account, &actor.rules), reason, deadline).await {
             Ok(reason) => reason,
             Err(refusal) => return ManageReply::Refused(refusal),
         };

@@ -3,7 +3,7 @@
 //! A version is looked up for an account, because two accounts may publish different content under one version: the
 //! digest in it is short. What is kept are packs by the hash of their whole content, so that a pack that many accounts
 //! use is loaded once.
-//! INVARIANT: memory is bounded. The pack that was used least recently leaves first.
+//! INVARIANT: memory is bounded, and an account that uses many or large packs loses its own ones ([`Shares`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,9 +16,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Outcome;
+use crate::shares::{Bounds, Shares};
 
-/// Packs that are kept.
-pub(super) const MAX_PACKS: usize = MAX_LISTED_POLICIES;
+/// Packs that are kept, and the bytes that they were loaded from, in all and for one account.
+pub(super) const BOUNDS: Bounds = Bounds { items: MAX_LISTED_POLICIES, cost: 16 << 20, share: 4 << 20 };
+/// What a pack costs beside its own texts: a copy of what it takes over from the packs that are compiled in.
+pub(super) const INHERITED_BYTES: usize = 128 << 10;
 /// Versions of accounts that are remembered.
 const MAX_ENTRIES: usize = 16_384;
 /// How long a version that cannot be loaded is not tried again.
@@ -57,17 +60,15 @@ enum Entry {
 }
 
 #[derive(Debug)]
-struct KeptPack {
-    pack: Arc<Pack>,
-    /// When it was used last, in uses of all packs.
-    used: u64,
-}
-
-#[derive(Debug, Default)]
 pub(super) struct Kept {
     entries: HashMap<Key, Entry>,
-    packs: HashMap<Content, KeptPack>,
-    uses: u64,
+    packs: Shares<Content, Arc<Pack>>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { entries: HashMap::new(), packs: Shares::new(BOUNDS) }
+    }
 }
 
 impl Kept {
@@ -76,7 +77,7 @@ impl Kept {
         match self.entries.get(key)? {
             Entry::Loaded(content) => {
                 let content = *content;
-                self.used(&content).map(Found::Loaded)
+                self.packs.find(&content, key.account.as_ref()).cloned().map(Found::Loaded)
             }
             // Its task ended without an outcome: the shard that it ran on has stopped.
             Entry::Loading(waiting) if waiting.has_changed().is_err() && waiting.borrow().is_none() => None,
@@ -89,7 +90,7 @@ impl Kept {
 
     /// The pack of this content, if it is loaded for another version or account; then it is loaded for this one too.
     pub(super) fn known(&mut self, key: &Key, content: &Content) -> Option<Arc<Pack>> {
-        let pack = self.used(content)?;
+        let pack = Arc::clone(self.packs.find(content, key.account.as_ref())?);
         self.entries.insert(key.clone(), Entry::Loaded(*content));
         Some(pack)
     }
@@ -102,16 +103,12 @@ impl Kept {
         self.entries.insert(key, Entry::Loading(waiting));
     }
 
-    pub(super) fn loaded(&mut self, key: &Key, content: Content, pack: &Arc<Pack>) {
-        self.uses += 1;
-        self.packs.insert(content, KeptPack { pack: Arc::clone(pack), used: self.uses });
+    /// Keeps a pack that was loaded from so many bytes.
+    pub(super) fn loaded(&mut self, key: &Key, content: Content, pack: &Arc<Pack>, bytes: usize) {
+        let cost = bytes.saturating_add(INHERITED_BYTES);
+        self.packs.insert(content, Arc::clone(pack), cost, key.account.as_ref());
+        // A version whose pack has left is loaded again.
         self.entries.insert(key.clone(), Entry::Loaded(content));
-        while self.packs.len() > MAX_PACKS {
-            let least = self.packs.iter().min_by_key(|(_, kept)| kept.used).map(|(content, _)| *content);
-            let Some(least) = least else { break };
-            self.packs.remove(&least);
-            self.entries.retain(|_, entry| !matches!(entry, Entry::Loaded(content) if *content == least));
-        }
     }
 
     pub(super) fn failed(&mut self, key: Key, why: String, at: Instant) {
@@ -120,21 +117,12 @@ impl Kept {
 
     /// The versions of the packs that are kept, the most recently used first.
     pub(super) fn versions(&self) -> Vec<PolicyVersion> {
-        let mut kept: Vec<&KeptPack> = self.packs.values().collect();
-        kept.sort_unstable_by_key(|kept| std::cmp::Reverse(kept.used));
-        let mut versions: Vec<PolicyVersion> = Vec::with_capacity(kept.len());
-        for kept in kept {
-            if !versions.contains(kept.pack.version()) {
-                versions.push(kept.pack.version().clone());
+        let mut versions: Vec<PolicyVersion> = Vec::new();
+        for pack in self.packs.values() {
+            if !versions.contains(pack.version()) {
+                versions.push(pack.version().clone());
             }
         }
         versions
-    }
-
-    fn used(&mut self, content: &Content) -> Option<Arc<Pack>> {
-        let kept = self.packs.get_mut(content)?;
-        self.uses += 1;
-        kept.used = self.uses;
-        Some(Arc::clone(&kept.pack))
     }
 }

@@ -9,7 +9,7 @@ use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
 use stage0_contract::{ActivePolicies, PolicyBundle, PolicyFiles, Refusal};
 
-use super::kept::{FAILED_TTL, MAX_PACKS};
+use super::kept::{BOUNDS, FAILED_TTL, INHERITED_BYTES};
 use super::*;
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -111,6 +111,8 @@ async fn a_pack_of_one_account_decides_nothing_of_another_and_equal_content_is_l
                 let refused = published.load(stranger.as_ref(), &expected, soon()).await.unwrap_err();
                 let told = format!("policy {expected} cannot be loaded: the keystore has no such policy");
                 assert_eq!(refused.to_string(), told);
+                let version = expected.clone();
+                assert_eq!(refused.reply(), EvaluateReply::PolicyMissing { version, is_loading: false });
             }
         })
         .await;
@@ -163,6 +165,8 @@ async fn a_check_whose_time_is_over_is_told_that_its_policy_is_loading() {
     let rules = AccountRules { policy, ..AccountRules::default() };
     let request = CheckRequest::parse(json!({"goal": "two words"})).unwrap();
     let late = published.choose(&account("acc"), &rules, &request, deadline).await.unwrap_err();
+    let version = version("ours@1.0.0+000000000000");
+    assert_eq!(late.reply(), EvaluateReply::PolicyMissing { version, is_loading: true });
     assert!(late.to_string().ends_with("it is still being loaded: try again"), "{late}");
     assert!(Instant::now() < deadline, "while its gateway still waits");
 }
@@ -205,21 +209,55 @@ async fn the_environment_of_a_check_chooses_its_version_and_the_floor_is_the_dep
         .await;
 }
 
+/// A version of an account, and the content that it would have.
+fn numbered(account: Option<&str>, number: usize) -> (Key, Content) {
+    let account = account.map(|name| AccountId::parse(name).unwrap());
+    let key = Key { account, version: version(&format!("p@1.0.{number}+000000000000")) };
+    let content = Content::of(&key.version, &bundle("p")).unwrap();
+    (key, content)
+}
+
 #[test]
 fn the_pack_that_was_used_least_recently_leaves() {
     let pack = Pack::embedded().unwrap();
     let (mut kept, now) = (Kept::default(), Instant::now());
-    let key = |number: usize| Key { account: None, version: version(&format!("p@1.0.{number}+000000000000")) };
-    let content = |number: usize| Content::of(&key(number).version, &bundle("p")).unwrap();
-    for number in 0..MAX_PACKS {
-        kept.loaded(&key(number), content(number), &pack);
+    let key = |number: usize| numbered(None, number).0;
+    let content = |number: usize| numbered(None, number).1;
+    for number in 0..BOUNDS.items {
+        kept.loaded(&key(number), content(number), &pack, 1);
     }
     assert!(matches!(kept.find(&key(0), now), Some(Found::Loaded(_))), "used again");
-    kept.loaded(&key(MAX_PACKS), content(MAX_PACKS), &pack);
+    kept.loaded(&key(BOUNDS.items), content(BOUNDS.items), &pack, 1);
     assert!(kept.find(&key(1), now).is_none() && kept.known(&key(1), &content(1)).is_none());
-    for stays in [0, 2, MAX_PACKS] {
+    for stays in [0, 2, BOUNDS.items] {
         assert!(matches!(kept.find(&key(stays), now), Some(Found::Loaded(_))), "{stays}");
     }
+}
+
+#[test]
+fn heavy_packs_of_accounts_take_only_their_own_places() {
+    let pack = Pack::embedded().unwrap();
+    let (mut kept, now) = (Kept::default(), Instant::now());
+    let (quiet, quiet_content) = numbered(Some("quiet"), 0);
+    kept.loaded(&quiet, quiet_content, &pack, 1_000);
+    let heavy = stage0_contract::MAX_BUNDLE_BYTES;
+    for number in 1..=21 {
+        for account in ["a", "b", "c", "d", "e"] {
+            let (key, _) = numbered(Some(account), number);
+            // Two accounts have no content in common.
+            let content = Content::of(&key.version, &bundle(account)).unwrap();
+            kept.loaded(&key, content, &pack, heavy);
+        }
+    }
+    assert!(matches!(kept.find(&quiet, now), Some(Found::Loaded(_))));
+    let loaded = |kept: &mut Kept, account: &str| {
+        let keys = (1..=21).map(|number| numbered(Some(account), number).0);
+        keys.filter(|key| kept.find(key, now).is_some()).count()
+    };
+    let all: Vec<usize> = ["a", "b", "c", "d", "e"].iter().map(|account| loaded(&mut kept, account)).collect();
+    let most = BOUNDS.share / (heavy + INHERITED_BYTES);
+    assert!(all.iter().all(|count| (1..=most).contains(count)), "{all:?}, at most {most} each");
+    assert!(all.iter().sum::<usize>() * (heavy + INHERITED_BYTES) <= BOUNDS.cost, "{all:?}");
 }
 
 #[test]

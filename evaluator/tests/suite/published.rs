@@ -11,8 +11,8 @@ use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
 use stage0_contract::{
     AccountId, AccountRules, ActivePolicies, Actor, CallerTexts, CheckRequest, Decision, EvaluateReply,
-    EvaluateRequest, FetchPolicy, FetchedPolicy, ManageReply, PolicyBundle, PolicyChanged, PolicyFiles, PolicyVersion,
-    Refusal, RequestId, ValidatePolicy, ValidatePolicyReply, Verdict,
+    EvaluateRequest, FetchPolicy, FetchedPolicy, ManageReply, MaskText, PolicyBundle, PolicyChanged, PolicyFiles,
+    PolicyVersion, Refusal, RequestId, ReviewRequest, ValidatePolicy, ValidatePolicyReply, Verdict,
 };
 use stage0_evaluator::{EvaluatorConfig, LoadedPolicies, RunConfig, build};
 use stage0_policy::{Pack, PackSet};
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use super::service::connect;
 
-const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Larger than an ordinary check.
 const LARGE: usize = 40_000;
 
@@ -34,7 +34,7 @@ when { context.custom has amount && context.custom.amount > 500 };
 "#;
 
 /// A pack that denies or defers amounts above 500.
-fn pack(name: &str, effect: &str) -> PolicyBundle {
+pub(crate) fn pack(name: &str, effect: &str) -> PolicyBundle {
     let verdict = effect.to_uppercase();
     let cases = json!([
         {"id": "large", "expect": [verdict], "codes": ["LARGE_AMOUNT"], "request": payment(501)},
@@ -54,13 +54,13 @@ fn pack(name: &str, effect: &str) -> PolicyBundle {
     PolicyBundle { packs: vec![PolicyFiles { files }] }
 }
 
-fn version_of(bundle: &PolicyBundle) -> PolicyVersion {
+pub(crate) fn version_of(bundle: &PolicyBundle) -> PolicyVersion {
     Pack::from_bundle(bundle).unwrap_or_else(|error| panic!("{error}")).version().clone()
 }
 
 /// An evaluator of two shards beside a keystore that has these policies.
-struct Deployment {
-    caller: Backplane,
+pub(crate) struct Deployment {
+    pub(crate) caller: Backplane,
     policies: LoadedPolicies,
     fetched: Arc<AtomicUsize>,
     /// Checks so far: each has its own id.
@@ -69,7 +69,7 @@ struct Deployment {
 }
 
 impl Deployment {
-    async fn start(published: Vec<(PolicyVersion, PolicyBundle)>) -> Self {
+    pub(crate) async fn start(published: Vec<(PolicyVersion, PolicyBundle)>) -> Self {
         let bus = Bus::new();
         let fetched = Arc::new(AtomicUsize::new(0));
         let mut serving = JoinSet::new();
@@ -102,10 +102,15 @@ impl Deployment {
     }
 
     async fn ask(&self, body: &Value, rules: AccountRules) -> EvaluateReply {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        self.ask_as(number, body, rules).await
+    }
+
+    /// As the check with this number, which may have been decided before.
+    async fn ask_as(&self, number: usize, body: &Value, rules: AccountRules) -> EvaluateReply {
         let asker: Actor =
             serde_json::from_value(json!({"key_id": "key_2", "holder": {"workload": "key_1"}, "rules": rules}))
                 .unwrap();
-        let number = self.asked.fetch_add(1, Ordering::Relaxed);
         let message = EvaluateRequest {
             asker: Some(asker),
             request_id: RequestId::parse(&format!("0190163d-8694-739b-aea5-966c26f8{number:04x}")).unwrap(),
@@ -173,12 +178,13 @@ async fn a_version_that_cannot_be_loaded_decides_nothing_and_nor_does_another() 
     let wrong = PolicyVersion::parse("ours@1.0.0+000000000000").unwrap();
     let missing = PolicyVersion::parse("gone@1.0.0+000000000000").unwrap();
     let deployment = Deployment::start(vec![(wrong.clone(), ours)]).await;
-    for (version, part) in [(&missing, "the keystore has no such policy"), (&wrong, "but loads as ours@1.0.0+")] {
-        let rules = active(version);
-        let EvaluateReply::Unable(why) = deployment.ask(&payment(1), rules).await else { panic!("decided") };
-        assert!(why.starts_with(&format!("policy {version} cannot be loaded: ")) && why.contains(part), "{why}");
+    for version in [&missing, &wrong] {
         let floor = AccountRules { floor: Some(version.clone()), ..AccountRules::default() };
-        assert!(matches!(deployment.ask(&payment(1), floor).await, EvaluateReply::Unable(_)), "as the floor");
+        for rules in [active(version), floor] {
+            // Why not is in the log.
+            let missing = EvaluateReply::PolicyMissing { version: version.clone(), is_loading: false };
+            assert_eq!(deployment.ask(&payment(1), rules).await, missing);
+        }
     }
     assert!(deployment.policies.versions().is_empty());
     // Checks of others go on.
@@ -215,6 +221,98 @@ async fn the_floor_is_evaluated_beside_the_active_version_and_beside_the_evaluat
         let harmless = deployment.decide(&payment(500), rules).await;
         assert_eq!((harmless.verdict, harmless.issues.len()), (Verdict::Allow, 0));
     }
+}
+
+#[tokio::test]
+async fn a_check_that_is_decided_again_under_its_id_follows_the_new_policy_and_its_run_counts_it_once() {
+    let (lax, strict) = (pack("lax", "defer"), pack("strict", "deny"));
+    let [of_lax, of_strict] = [&lax, &strict].map(version_of);
+    let deployment = Deployment::start(vec![(of_lax.clone(), lax), (of_strict.clone(), strict)]).await;
+    let body = |amount: i64| {
+        let mut body = payment(amount);
+        body["context"]["run_id"] = "r".into();
+        body
+    };
+    for (amount, of_check) in [(500, 0x1000), (501, 0x2000)] {
+        for version in [&of_lax, &of_strict, &of_lax] {
+            let reply = deployment.ask_as(of_check, &body(amount), active(version)).await;
+            let EvaluateReply::Decided(evaluation) = reply else { panic!("not decided: {reply:?}") };
+            let refused = if *version == of_strict { Verdict::Deny } else { Verdict::Defer };
+            let expected = if amount == 500 { Verdict::Allow } else { refused };
+            assert_eq!((evaluation.decision.verdict, &evaluation.decision.policy_version), (expected, version));
+        }
+        let message = stage0_contract::ShowRun {
+            account: AccountId::parse("acc").unwrap(),
+            run_id: stage0_contract::RunId::parse("r").unwrap(),
+        };
+        let ManageReply::Done(run) = deployment.caller.requests.request(&message, WAIT_TIMEOUT).await.unwrap() else {
+            panic!("no run")
+        };
+        assert_eq!(run.iterations, 1, "{amount}");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_request_is_reviewed_by_the_policy_that_would_decide_it_or_not_at_all() {
+    let mut ours = pack("ours", "defer");
+    let manifest = ours.packs[0].files.get_mut("pack.toml").unwrap();
+    manifest.push_str(
+        "\n[weakens]\nreason = \"our hours\"\nnumbers = [\"windows.pay_hours\"]\n\n[windows.pay_hours]\nzone = \
+         \"Etc/UTC\"\ndays = [\"mon\"]\nopens = \"08:00\"\ncloses = \"16:00\"\n",
+    );
+    let version = version_of(&ours);
+    let deployment = Deployment::start(vec![(version.clone(), ours)]).await;
+    let gone = PolicyVersion::parse("gone@1.0.0+000000000000").unwrap();
+    let review = async |policy: Option<&PolicyVersion>, named: &PolicyVersion, note: &str| {
+        let refused = ReviewRequest {
+            account: AccountId::parse("acc").unwrap(),
+            constraints: vec![
+                "allowed_change_window: pay_hours".to_owned(),
+                "allowed_change_window: blue_moon".to_owned(),
+                note.to_owned(),
+            ],
+            policy_pack_version: Some(named.to_string()),
+            policy: policy.cloned(),
+        };
+        let reply = deployment.caller.requests.request(&refused, WAIT_TIMEOUT).await.unwrap();
+        reply.errors.into_iter().map(|error| error.path).collect::<Vec<_>>()
+    };
+    let large = "x".repeat(LARGE);
+    for note in ["", &large] {
+        assert_eq!(review(Some(&version), &version, note).await, ["constraints[1]"]);
+        assert_eq!(review(Some(&version), &gone, note).await, ["constraints[1]", "policy_pack_version"]);
+        assert_eq!(review(Some(&gone), &gone, note).await, [""; 0], "another pack's words would be wrong");
+        let own = ["constraints[0]", "constraints[1]", "policy_pack_version"];
+        assert_eq!(review(None, &version, note).await, own, "by the evaluator's own");
+    }
+}
+
+#[tokio::test]
+async fn a_text_is_masked_by_the_forms_of_each_active_policy_and_left_out_where_one_is_not_there() {
+    let with_form = |name: &str| {
+        let mut bundle = pack(name, "defer");
+        let pattern = format!("(?-u:\\b){name}_live_[0-9a-z]{{20,}}");
+        let forms = format!("extends = \"baseline\"\n\n[[forms]]\nkind = \"{name}_key\"\npatterns = ['{pattern}']\n");
+        bundle.packs[0].files.insert("secrets.toml".to_owned(), forms);
+        bundle
+    };
+    let (ours, floor) = (with_form("ours"), with_form("house"));
+    let [of_ours, of_floor] = [&ours, &floor].map(version_of);
+    let deployment = Deployment::start(vec![(of_ours.clone(), ours), (of_floor.clone(), floor)]).await;
+    let gone = PolicyVersion::parse("gone@1.0.0+000000000000").unwrap();
+    let key = |name: &str| format!("{name}_live_0123456789abcdefghij");
+    let text = format!("leaked {} and {} and AKIAIOSFODNN7EXAMPLE", key("ours"), key("house"));
+    let masked = async |policies: Vec<PolicyVersion>, floor: Option<&PolicyVersion>| {
+        let account = AccountId::parse("acc").unwrap();
+        let message = MaskText { account, text: text.clone(), policies, floor: floor.cloned() };
+        let masked = deployment.caller.requests.request(&message, WAIT_TIMEOUT).await.unwrap().text;
+        ["leaked", "ours_live", "house_live", "AKIA"].map(|part| masked.contains(part))
+    };
+    assert_eq!(masked(Vec::new(), None).await, [true, true, true, false], "by the evaluator's own");
+    assert_eq!(masked(vec![of_ours.clone()], None).await, [true, false, true, false]);
+    assert_eq!(masked(vec![of_ours.clone()], Some(&of_floor)).await, [true, false, false, false]);
+    assert_eq!(masked(vec![of_ours, gone.clone()], None).await, [false; 4]);
+    assert_eq!(masked(Vec::new(), Some(&gone)).await, [false; 4]);
 }
 
 #[tokio::test]
@@ -262,7 +360,7 @@ async fn a_version_that_is_announced_is_loaded_before_a_check_needs_it() {
 async fn a_pack_is_validated_without_being_kept() {
     let deployment = Deployment::start(Vec::new()).await;
     let account = AccountId::parse("acc").unwrap();
-    let good = ValidatePolicy { account: account.clone(), bundle: pack("ours", "defer") };
+    let good = ValidatePolicy { account: account.clone(), by_operator: false, bundle: pack("ours", "defer") };
     let reply = deployment.caller.requests.request(&good, WAIT_TIMEOUT).await.unwrap();
     let ValidatePolicyReply::Valid(summary) = reply else { panic!("{reply:?}") };
     assert_eq!(summary.version, version_of(&good.bundle));

@@ -68,6 +68,7 @@ async fn it_answers_every_kind_of_question_and_drains() {
         account: AccountId::parse("acc").unwrap(),
         constraints: vec!["allowed_change_window: blue_moon".to_owned()],
         policy_pack_version: None,
+        policy: None,
     };
     assert_eq!(caller.requests.request(&review, WAIT_TIMEOUT).await.unwrap().errors.len(), 1);
     stop.send(()).unwrap();

@@ -4,7 +4,7 @@
 //! crash in between leaves nothing that can be approved, and its entry in the index drops out by time.
 //! INVARIANT: what an ended approval has not recorded yet goes over to the one that takes its place.
 
-use stage0_contract::{ApprovalIssue, ApprovalStatus, EvaluateRequest, Issue};
+use stage0_contract::{ApprovalIssue, ApprovalIssueDetails, ApprovalStatus, EvaluateRequest, Issue};
 
 use super::{Approvals, Ending, Wanting, no_approval, no_people};
 use crate::approval::index::IndexEntry;
@@ -71,6 +71,7 @@ impl Approvals {
             status: ApprovalStatus::Pending,
             action_digest: wanting.digest.clone(),
             policy_version: wanting.deferred.policy_version.clone(),
+            floor_version: wanting.deferred.floor_version.clone(),
             environment: wanting.deferred.environment.clone(),
             key_id: wanting.asker.key_id.clone(),
             asker: wanting.asker.holder.clone(),
@@ -121,5 +122,10 @@ impl Approvals {
 }
 
 fn shown_issue(issue: &Issue) -> ApprovalIssue {
-    ApprovalIssue { code: issue.code.clone(), severity: issue.severity, message: issue.message.clone() }
+    ApprovalIssue {
+        code: issue.code.clone(),
+        severity: issue.severity,
+        message: issue.message.clone(),
+        details: ApprovalIssueDetails::of(issue),
+    }
 }

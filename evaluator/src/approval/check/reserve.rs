@@ -128,6 +128,7 @@ impl Approvals {
             let event = ApprovalEvent {
                 action_digest: Some(wanting.digest.clone()),
                 policy_version: Some(wanting.deferred.policy_version.clone()),
+                floor_version: wanting.deferred.floor_version.clone(),
                 environment: Some(wanting.deferred.environment.clone()).filter(|name| !name.is_empty()),
                 ..blank_event(LineType::ApprovalUsed, now)
             };

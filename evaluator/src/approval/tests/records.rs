@@ -41,3 +41,15 @@ fn what_happens_to_an_ended_approval_is_taken_over_once() {
     assert!(!kinds(&heir).contains(&LineType::ApprovalUsed), "only with its decision");
     assert_eq!(heir.outbox.events.len() + 1, ended.outbox.events.len());
 }
+
+#[test]
+fn an_approval_that_a_floor_had_a_part_in_names_it_and_so_do_its_events() {
+    let floor = PolicyVersion::parse("house@1.0.0+000000000002").unwrap();
+    let of_both = StoredApproval { floor_version: Some(floor.clone()), ..approval_of(terms(&[(&["rm"], 1)])) };
+    let event = of_both.event(LineType::ApprovalCancelled, at(5));
+    assert_eq!((of_both.view(None, None).floor_version, event.floor_version), (Some(floor.clone()), Some(floor)));
+    // Without a floor the record is written as before there were any.
+    let of_one = approval_of(terms(&[(&["rm"], 1)]));
+    assert!(!serde_json::to_string(&of_one).unwrap().contains("floor"));
+    assert_eq!(of_one.view(None, None).floor_version, None);
+}
