@@ -140,6 +140,7 @@ fn unavailable(request_id: Option<RequestId>, error: &KeystoreError) -> ApiError
         KeystoreError::Ask(error) => ApiError::Missing(Part::of_service(Role::Keystore, error)),
         KeystoreError::Failed => ApiError::Missing(Part::Service(Role::Keystore, How::Failed)),
         KeystoreError::Busy => ApiError::Missing(Part::Service(Role::Keystore, How::Busy)),
-        KeystoreError::Unsettled | KeystoreError::Changed => ApiError::Unavailable,
+        KeystoreError::Changed => ApiError::Changed,
+        KeystoreError::Unsettled => ApiError::Unavailable,
     }
 }

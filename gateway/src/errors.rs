@@ -44,6 +44,8 @@ pub(crate) enum ApiError {
     PlanWithoutPro,
     ScopeMissing(Scope),
     NotFound,
+    /// There is no such thing, and the text says what there is instead.
+    NoSuch(String),
     MethodNotAllowed(Arc<str>),
     BodyTooSlow,
     Conflict(String),
@@ -77,13 +79,22 @@ pub(crate) enum ApiError {
     /// A change of an approval, grant, stop or policy, and what is known about its record.
     NotRecorded(Change),
     TooManyWaits(WaitsOf),
-    /// The caller asks for a decision by another policy than the one that would decide; none: the evaluators' own.
+    /// The caller asks for a later version than the one that decides, or for one of another pack.
     OtherPolicy {
         wanted: PolicyVersion,
-        active: Option<PolicyVersion>,
+        active: PolicyVersion,
+    },
+    /// The published policy that would decide is not at the evaluator.
+    PolicyMissing {
+        version: PolicyVersion,
+        is_loading: bool,
     },
     /// The account has a published policy, and this evaluator would decide by its own.
     OldEvaluator(String),
+    /// What the key may do, or the rules of its account, were changed while the request was in flight.
+    Changed,
+    /// Two policies could not be compared, so that neither takes the place of the other.
+    NotCompared(Part),
     /// Something of the service failed, and it is not known what.
     Unavailable,
 }
@@ -158,6 +169,7 @@ impl ApiError {
             )),
             Self::ScopeMissing(scope) => Row::new(Code::ScopeMissing, format!("the API key lacks the scope `{scope}`")),
             Self::NotFound => Row::new(Code::NotFound, "there is nothing here"),
+            Self::NoSuch(text) => Row::new(Code::NotFound, text),
             Self::MethodNotAllowed(allowed) => {
                 Row::new(Code::MethodNotAllowed, format!("the method is not allowed here, use {allowed}"))
             }
@@ -211,13 +223,20 @@ impl ApiError {
             Self::Missing(part) => Row::new(Code::Unavailable, format!("{part}: the action must not run, try again")),
             Self::NotRecorded(change) => Row::new(Code::Unavailable, change.text()),
             Self::OtherPolicy { wanted, active } => {
-                let active = active.as_ref().map_or_else(
-                    || "the evaluators' own policy is active".to_owned(),
-                    |active| format!("`{active}` is active"),
+                let text = format!(
+                    "the check asks for `{wanted}` or a later version, and `{active}` decides: the action must not \
+                     run, try again once it is active"
                 );
-                let text = format!("the check asks for `{wanted}`, and {active}: the action must not run, try again");
                 Row::new(Code::Unavailable, text)
             }
+            Self::PolicyMissing { version, is_loading: true } => Row::new(
+                Code::Unavailable,
+                format!("policy `{version}` is still being loaded: the action must not run, try again"),
+            ),
+            Self::PolicyMissing { version, is_loading: false } => Row::new(
+                Code::Unavailable,
+                format!("policy `{version}` cannot be loaded by the evaluator: the action must not run"),
+            ),
             Self::OldEvaluator(instance) => Row::new(
                 Code::Unavailable,
                 format!(
@@ -232,10 +251,23 @@ impl ApiError {
                 };
                 Row::throttled(Throttle::Waits, WAITS_RETRY_AFTER, text)
             }
+            Self::Changed => {
+                let text = "the key or the rules of its account changed meanwhile: the action must not run, try again";
+                Row::new(Code::Unavailable, text)
+            }
+            Self::NotCompared(part) => Row::new(
+                Code::Unavailable,
+                format!("nothing was changed, because the policies could not be compared: {part}, try again"),
+            ),
             Self::Unavailable => {
                 Row::new(Code::Unavailable, "the service could not answer in time: the action must not run, try again")
             }
         }
+    }
+
+    /// Whether what was asked for was judged and is refused: it surely does not happen.
+    pub(crate) fn is_refusal(&self) -> bool {
+        status(self.row().code).is_client_error()
     }
 
     /// The answer; counts it as a refusal.
@@ -348,6 +380,7 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NotFound => Self::NotFound,
+            Refusal::Missing(text) => Self::NoSuch(text),
             Refusal::ScopeMissing(scope) => Self::ScopeMissing(scope),
             Refusal::Invalid(errors) => Self::Invalid(errors),
             Refusal::Conflict(text) => Self::Conflict(text),
@@ -375,12 +408,16 @@ pub(crate) enum Change {
     Stopped,
     /// The stop holds on.
     NotResumed,
-    /// A delegation, which holds without a line.
+    /// A delegation, or the end of a proposed activation, which holds without a line.
     Delegated,
-    /// The policy is published, without a line.
-    Published,
+    /// The policy is not published.
+    NotPublished,
+    /// The policy is not deleted.
+    NotDeleted,
     /// The policy that was active still is.
     NotActivated,
+    /// An activation waits for a second member, without a line.
+    Proposed,
 }
 
 impl Change {
@@ -393,8 +430,10 @@ impl Change {
             Self::Pending => "it could not be recorded, and does not count until it is: try again",
             Self::Stopped => "the stop holds, and could not be recorded: look at `GET /v1/stops` before you try again",
             Self::NotResumed => "the stop still holds, because its end could not be recorded: try again",
-            Self::Published => "the policy is published, and that could not be recorded: publish it again",
+            Self::NotPublished => "nothing was published, because it could not be recorded: try again",
+            Self::NotDeleted => "nothing was deleted, because it could not be recorded: try again",
             Self::NotActivated => "nothing was activated, because it could not be recorded: try again",
+            Self::Proposed => "it is proposed, and that could not be recorded: send it again",
             Self::Delegated => "the change holds, and could not be recorded: try again",
         }
     }

@@ -20,16 +20,18 @@ use sha2::Sha256;
 use stage0_backplane::clock::boottime;
 use stage0_backplane::{Backplane, Event, Liveness, Requests, ServeError};
 use stage0_contract::{
-    AccountId, ApiKey, KeyChanged, KeyId, KeyIdentity, NoteKeyUses, RefreshKey, RefreshKeyReply, RequestId, Stop,
-    VerifyKey, VerifyKeyReply,
+    AccountId, ApiKey, KeyChanged, KeyId, KeyIdentity, NoteKeyUses, RefreshKey, RefreshKeyReply, RequestId, VerifyKey,
+    VerifyKeyReply,
 };
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::metrics::{self, KeyLookup, key_looked_up};
 use crate::throttle::{Blocked, Logins};
 
+mod binding;
 mod invalidations;
 
+use binding::Binding;
 use invalidations::Invalidations;
 
 const REVALIDATE_AFTER: Duration = Duration::from_secs(60);
@@ -76,8 +78,7 @@ impl CachedIdentity {
 pub(crate) struct VerifiedCaller {
     digest: Digest,
     cached: Arc<CachedIdentity>,
-    /// Whether what it does depends on the account's rules as they were then.
-    is_bound_to_rules: bool,
+    binding: Binding,
 }
 
 pub(crate) enum CacheLookup {
@@ -114,7 +115,7 @@ pub(crate) enum KeystoreError {
     Busy,
     #[error("keys of the account change, or its answers grow old, faster than they can be verified")]
     Unsettled,
-    #[error("what the key may do was changed meanwhile")]
+    #[error("what the key may do, or the rules of its account, were changed meanwhile")]
     Changed,
 }
 
@@ -138,10 +139,19 @@ impl VerifiedCaller {
         &self.cached.identity
     }
 
-    /// From now on the caller is only confirmed while the account's rules are those that it came with: a decision that
-    /// was made before a stop must not be released after it.
+    /// From now on the caller is only confirmed while the account's rules are those that it came with.
     pub(crate) fn bind_to_rules(&mut self) {
-        self.is_bound_to_rules = true;
+        self.binding = Binding::Rules;
+    }
+
+    /// Its decision counts: until this boottime the answer may leave also if another policy is active by then.
+    pub(crate) fn bind_to_decision(&mut self, until: Duration) {
+        self.binding = Binding::Decision { until };
+    }
+
+    /// It is refused, which depends on no rules.
+    pub(crate) fn unbind(&mut self) {
+        self.binding = Binding::Key;
     }
 
     pub(crate) fn is_first_use_in_hour(&self, now: Timestamp) -> bool {
@@ -272,16 +282,14 @@ impl KeyCache {
         if self.is_fresh(&caller.cached, now) {
             return Ok(is_unexpired(&caller.cached).then(|| caller.clone()));
         }
-        let VerifiedCaller { digest, cached: before, is_bound_to_rules } = caller;
+        let VerifiedCaller { digest, cached: before, binding } = caller;
         let found = self.refresh_entry(*digest, &before.identity.key_id, now, IfEvicted::Refresh, call).await?;
         key_looked_up(KeyLookup::Refreshed);
         match found {
-            // The request was authorized by the scopes that the key had before.
-            CacheLookup::Hit(now) if now.identity().scopes != before.identity.scopes => Err(KeystoreError::Changed),
-            CacheLookup::Hit(now) if *is_bound_to_rules && has_other_rules(now.identity(), &before.identity) => {
-                Err(KeystoreError::Changed)
+            CacheLookup::Hit(now) if binding.allows(now.identity(), &before.identity) => {
+                Ok(Some(VerifiedCaller { binding: *binding, ..now }))
             }
-            CacheLookup::Hit(now) => Ok(Some(VerifiedCaller { is_bound_to_rules: *is_bound_to_rules, ..now })),
+            CacheLookup::Hit(_) => Err(KeystoreError::Changed),
             CacheLookup::Revoked | CacheLookup::Miss => Ok(None),
         }
     }
@@ -454,7 +462,7 @@ impl Drop for Subscribed<'_> {
 
 fn lookup_result(digest: Digest, cached: &Arc<CachedIdentity>) -> CacheLookup {
     if is_unexpired(cached) {
-        CacheLookup::Hit(VerifiedCaller { digest, cached: Arc::clone(cached), is_bound_to_rules: false })
+        CacheLookup::Hit(VerifiedCaller { digest, cached: Arc::clone(cached), binding: Binding::Key })
     } else {
         CacheLookup::Revoked
     }
@@ -462,26 +470,6 @@ fn lookup_result(digest: Digest, cached: &Arc<CachedIdentity>) -> CacheLookup {
 
 fn is_unexpired(cached: &CachedIdentity) -> bool {
     cached.identity.expires_at.is_none_or(|end| end > Timestamp::now())
-}
-
-/// Whether a check may be decided otherwise now than with the identity of before. A stop that ends by itself is no
-/// change: until then it was in force, and the policy judges its end.
-fn has_other_rules(now: &KeyIdentity, before: &KeyIdentity) -> bool {
-    let time = Timestamp::now();
-    let in_force = |identity: &KeyIdentity| -> Vec<Stop> {
-        let holds = |stop: &&Stop| stop.until.is_none_or(|until| until > time);
-        identity.rules.stops.iter().filter(holds).cloned().collect()
-    };
-    // Rules that read what was not told have failed, so a decision without it stands.
-    let is_told_otherwise = (before.groups.is_some() && now.groups != before.groups)
-        || (before.key_name.is_some() && now.key_name != before.key_name);
-    is_told_otherwise
-        || now.holder != before.holder
-        || now.rules.approvals != before.rules.approvals
-        || now.rules.four_eyes != before.rules.four_eyes
-        || now.rules.policy != before.rules.policy
-        || now.rules.floor != before.rules.floor
-        || in_force(now) != in_force(before)
 }
 
 #[cfg(test)]

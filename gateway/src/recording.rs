@@ -105,19 +105,20 @@ pub(crate) async fn record_event(
     record(state, request_id, group, Instant::now() + state.config.request_budget).await
 }
 
-/// Tells the evaluators that these events are in the log, or that a check's decision surely is not.
+/// Tells the evaluators that these events are in the log, or that a check's decision surely is not. Whether they have
+/// noted it.
 pub(crate) async fn settle(
     state: &AppState,
     account: &AccountId,
     recorded: &[ApprovalEvent],
     released: Option<Released>,
-) {
+) -> bool {
     let reference = |event: &ApprovalEvent| EventRef {
         event_id: event.event_id,
         approval_id: event.approval_id.clone(),
         grant_id: event.grant_id.clone(),
     };
-    settle_refs(state, account, recorded.iter().map(reference).collect(), released).await;
+    settle_refs(state, account, recorded.iter().map(reference).collect(), released).await
 }
 
 /// As [`settle`], of events by their ids.
@@ -126,18 +127,19 @@ pub(crate) async fn settle_refs(
     account: &AccountId,
     recorded: Vec<EventRef>,
     released: Option<Released>,
-) {
+) -> bool {
     if recorded.is_empty() && released.is_none() {
-        return;
+        return true;
     }
     let settle = SettleEvents { account: account.clone(), recorded, released };
     match state.requests().request(&settle, SETTLE_TIMEOUT).await {
-        Ok(ManageReply::Done(EventsSettled {})) => {}
+        Ok(ManageReply::Done(EventsSettled {})) => return true,
         Ok(reply) => tracing::warn!(%account, ?reply, "events of approvals were not settled"),
         Err(error) => {
             tracing::warn!(%account, error = &error as &dyn Error, "events of approvals were not settled");
         }
     }
+    false
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::*;
 use crate::address::ClientNet;
 use crate::throttle::{FailedLogins, LoginsBy};
 use futures_util::future::join_all;
-use stage0_contract::{Caps, KeyId, Limits, Plan, Scopes};
+use stage0_contract::{Caps, KeyId, Limits, Plan, Scopes, Stop};
 
 fn key(byte: u8) -> ApiKey {
     ApiKey::from_random([byte; 10], [2; 20]).unwrap()
@@ -260,7 +260,7 @@ fn cached(key_cache: &KeyCache, since: Duration) -> CachedIdentity {
 }
 
 fn held(key_cache: &KeyCache, digest: Digest, since: Duration) -> VerifiedCaller {
-    VerifiedCaller { digest, cached: Arc::new(cached(key_cache, since)), is_bound_to_rules: false }
+    VerifiedCaller { digest, cached: Arc::new(cached(key_cache, since)), binding: Binding::Key }
 }
 
 #[test]
@@ -401,15 +401,14 @@ fn stop(until: Option<Timestamp>) -> Stop {
 }
 
 #[tokio::test]
-async fn a_check_is_not_confirmed_under_other_rules_and_another_call_is() {
+async fn a_check_is_not_confirmed_under_other_rules_and_one_that_is_decided_only_under_another_policy() {
     let (backplane, key_cache) = no_longer_proven();
     let key = key(1);
     let mut asked = backplane.requests.serve::<RefreshKey>().await.unwrap();
-    let (past, future) = (Timestamp::UNIX_EPOCH, Timestamp::MAX);
     let mut stopped = identity("a", key.id());
-    stopped.rules.stops = vec![stop(Some(future))];
+    stopped.rules.stops = vec![stop(Some(Timestamp::MAX))];
     let mut over = identity("a", key.id());
-    over.rules.stops = vec![stop(Some(past))];
+    over.rules.stops = vec![stop(Some(Timestamp::UNIX_EPOCH))];
     let mut alone = identity("a", key.id());
     alone.rules.four_eyes = false;
     let mut verified = identity("a", key.id());
@@ -420,29 +419,37 @@ async fn a_check_is_not_confirmed_under_other_rules_and_another_call_is() {
     floored.rules.floor = Some(version("floor@1.0.0+0123456789ab"));
     let mut owned = identity("a", key.id());
     owned.holder = Some(stage0_contract::Holder::of_workload(key.id().clone()));
-    for (now, is_other) in [
-        (stopped, true),
-        (alone, true),
-        (verified, true),
-        (published, true),
-        (floored, true),
-        (owned, true),
-        (over, false),
-        (identity("a", key.id()), false),
+    let (past, future) = (Duration::ZERO, Duration::MAX);
+    let bindings =
+        [Binding::Key, Binding::Rules, Binding::Decision { until: past }, Binding::Decision { until: future }];
+    for (now, allowed) in [
+        (stopped, [true, false, false, false]),
+        (alone, [true, false, false, false]),
+        (verified, [true, false, false, false]),
+        (owned, [true, false, false, false]),
+        (published, [true, false, false, true]),
+        (floored, [true, false, false, true]),
+        (over, [true; 4]),
+        (identity("a", key.id()), [true; 4]),
     ] {
-        for is_check in [false, true] {
+        for (binding, is_allowed) in bindings.into_iter().zip(allowed) {
             let mut caller = held(&key_cache, key_cache.digest(&key), Duration::ZERO);
-            if is_check {
-                caller.bind_to_rules();
+            match binding {
+                Binding::Key => {
+                    caller.bind_to_rules();
+                    caller.unbind();
+                }
+                Binding::Rules => caller.bind_to_rules(),
+                Binding::Decision { until } => caller.bind_to_decision(until),
             }
             key_cache.identities.invalidate(&caller.digest).await;
             let answered = async { asked.next().await.unwrap().answer(&RefreshKeyReply::Live(now.clone())).await };
             let (confirmed, ()) = tokio::join!(key_cache.confirm(&caller, call_to(&backplane)), answered);
-            if is_check && is_other {
-                assert!(matches!(confirmed, Err(KeystoreError::Changed)), "{now:?}");
-            } else {
+            if is_allowed {
                 let confirmed = confirmed.unwrap().unwrap();
-                assert_eq!((confirmed.is_bound_to_rules, &**confirmed.identity()), (is_check, &now));
+                assert_eq!((confirmed.binding, &**confirmed.identity()), (binding, &now));
+            } else {
+                assert!(matches!(confirmed, Err(KeystoreError::Changed)), "{binding:?}: {now:?}");
             }
         }
     }
@@ -464,6 +471,6 @@ fn other_groups_or_another_name_are_other_rules_and_what_was_not_told_before_is_
         (&told, &untold, false),
         (&told, &told, false),
     ] {
-        assert_eq!(has_other_rules(now, before), is_other, "{now:?} after {before:?}");
+        assert_eq!(!Binding::Rules.allows(now, before), is_other, "{now:?} after {before:?}");
     }
 }

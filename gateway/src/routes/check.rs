@@ -13,6 +13,7 @@ use actix_web::http::header::{ContentType, HeaderName, HeaderValue};
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use serde_json::{Map, Value};
+use stage0_backplane::clock::boottime;
 use stage0_backplane::{CLOCK_READING_TTL, ClockError};
 use stage0_contract::{
     ApprovalId, CheckRequest, CheckResponse, ClientRequestId, FetchAction, FetchedAction, FieldError, KeyIdentity,
@@ -33,6 +34,7 @@ use crate::middleware::{REQUEST_ID, RequestContext};
 use crate::quota::Reservation;
 use crate::state::AppState;
 
+mod again;
 mod attempt;
 mod replay;
 
@@ -46,7 +48,7 @@ const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 const REVIEW_TIMEOUT: Duration = Duration::from_millis(500);
 /// The member of a body that names an approved action instead of an action.
 const APPROVAL_ID: &str = "approval_id";
-/// Names the version that the caller wants to be decided by.
+/// Names the earliest version that the caller wants to be decided by.
 const MIN_POLICY: &str = "X-Stage0-Min-Policy";
 
 pub(super) async fn check(state: Data<AppState>, request: HttpRequest, payload: Payload) -> HttpResponse {
@@ -65,7 +67,12 @@ async fn answer(state: Data<AppState>, request: HttpRequest, payload: Payload) -
     let Some(context) = RequestContext::of(&request) else { return HttpResponse::from_error(ApiError::Unavailable) };
     let mut caller = None;
     let result = run(&state, &request, context, payload, &mut caller).await;
-    let mut response = result.unwrap_or_else(|error| error.response(context.id));
+    let mut response = result.unwrap_or_else(|error| {
+        if let Some(caller) = request.extensions_mut().get_mut::<VerifiedCaller>() {
+            caller.unbind();
+        }
+        error.response(context.id)
+    });
     if let Some(limit) = caller.and_then(|identity| state.quotas.rate_limit(&identity)) {
         for (name, number) in [(LIMIT, limit.limit), (REMAINING, limit.remaining), (RESET, limit.reset)] {
             response.headers_mut().insert(name, HeaderValue::from(number));
@@ -91,23 +98,19 @@ async fn run(
     let identity = timed(CheckStep::Authenticate, authenticate_until(state, request, deadline)).await?;
     *caller = Some(Arc::clone(&identity));
     require_any_scope(&identity, &[Scope::Check])?;
-    if let Some(caller) = request.extensions_mut().get_mut::<VerifiedCaller>() {
-        caller.bind_to_rules();
-    }
     state.state_store().read_clock(CLOCK_READING_TTL, deadline).await.map_err(ApiError::Clock)?;
     timed(CheckStep::Admit, state.quotas.admit(&identity, state.store_until(deadline))).await?;
     let mut errors = Vec::new();
     let min_policy = min_policy(request, &mut errors);
-    let identity = match &min_policy {
-        Some(wanted) => with_policy(state, request, identity, wanted, deadline).await?,
-        None => identity,
-    };
 
     let receiving_since = Instant::now();
     let payload = payload.into_inner();
     let received = timed(CheckStep::Body, body::receive(state, request, payload, Some(&identity.account))).await?;
     // The budget stands still while the client sends its body.
     let deadline = deadline + receiving_since.elapsed();
+    // Not before: the account's rules may change while a client sends its body.
+    let caller = bind_to_rules(request)?;
+    let identity = Arc::clone(caller.identity());
     // The permit stands for the memory that the request needs until it is answered.
     let Body { object, bytes, permit: _permit } =
         received.parse(&state.request_memory, Some(&identity.account), deadline).await?;
@@ -122,28 +125,18 @@ async fn run(
         Preparation::Ready(prepared) => *prepared,
         Preparation::Replay(recorded) => {
             let decided_by = &recorded.decided.policy_version;
-            return match min_policy.filter(|wanted| wanted != decided_by) {
-                Some(wanted) => Err(ApiError::OtherPolicy { wanted, active: Some(decided_by.clone()) }),
-                None => replay(request, *recorded, client_request_id),
+            return match min_policy.filter(|wanted| !decided_by.is_at_least(wanted)) {
+                Some(wanted) => Err(ApiError::OtherPolicy { wanted, active: decided_by.clone() }),
+                None => {
+                    bind_to_decision(request, boottime_of(deadline));
+                    replay(request, *recorded, client_request_id)
+                }
             };
         }
     };
 
-    let Some(caller) = request.extensions().get::<VerifiedCaller>().cloned() else {
-        return Err(ApiError::Unavailable);
-    };
     let repeats = claim.as_ref().and_then(Claim::repeats);
-    let attempt = Attempt {
-        state,
-        request,
-        context,
-        caller,
-        identity: &identity,
-        client_request_id,
-        repeats,
-        min_policy,
-        deadline,
-    };
+    let attempt = Attempt { state, request, context, caller, client_request_id, repeats, min_policy, deadline };
     match attempt.run(check, reservation).await {
         Ok(answer) => Ok(answer),
         Err(Failure { error, end }) => {
@@ -156,7 +149,7 @@ async fn run(
     }
 }
 
-/// The version that the caller wants to be decided by.
+/// The earliest version that the caller wants to be decided by.
 fn min_policy(request: &HttpRequest, errors: &mut Vec<FieldError>) -> Option<PolicyVersion> {
     let named = visible_header(request, MIN_POLICY, errors)?;
     let version = PolicyVersion::parse(named.as_str());
@@ -166,24 +159,24 @@ fn min_policy(request: &HttpRequest, errors: &mut Vec<FieldError>) -> Option<Pol
     version.ok()
 }
 
-/// The caller's identity, asked for again if it does not say yet that this version is active.
-async fn with_policy(
-    state: &AppState,
-    request: &HttpRequest,
-    identity: Arc<KeyIdentity>,
-    wanted: &PolicyVersion,
-    deadline: Instant,
-) -> Result<Arc<KeyIdentity>, ApiError> {
-    if identity.rules.policy.versions().contains(wanted) {
-        return Ok(identity);
-    }
-    state.key_cache.invalidate(&identity.account);
-    let identity = authenticate_until(state, request, deadline).await?;
-    require_any_scope(&identity, &[Scope::Check])?;
+/// The caller, from now on bound to its account's rules.
+fn bind_to_rules(request: &HttpRequest) -> Result<VerifiedCaller, ApiError> {
+    let mut extensions = request.extensions_mut();
+    let caller = extensions.get_mut::<VerifiedCaller>().ok_or(ApiError::Unavailable)?;
+    caller.bind_to_rules();
+    Ok(caller.clone())
+}
+
+/// The decision counts: its answer may leave until this boottime, also if another policy is active by then.
+fn bind_to_decision(request: &HttpRequest, until: Duration) {
     if let Some(caller) = request.extensions_mut().get_mut::<VerifiedCaller>() {
-        caller.bind_to_rules();
+        caller.bind_to_decision(until);
     }
-    Ok(identity)
+}
+
+/// Time that passes while the process is suspended counts.
+fn boottime_of(deadline: Instant) -> Duration {
+    boottime() + deadline.saturating_duration_since(Instant::now())
 }
 
 struct Received {
@@ -390,6 +383,7 @@ async fn parse(
     if identity.require_run_id && !matches!(context.map(RunId::in_context), Some(Ok(Some(_)))) {
         errors.push(FieldError::new("context.run_id", "is required: each check of this account names its run"));
     }
+    let policy = identity.rules.policy.of(CheckRequest::environment_in(&object)).cloned();
     let parsed = body::compute(bytes, move || {
         CheckRequest::parse(Value::Object(object)).map(|check| ParsedRequest {
             task_hash: check.task_hash(),
@@ -406,7 +400,7 @@ async fn parse(
         }
     };
     if !constraints.is_empty() || policy_pack_version.is_some() {
-        let review = ReviewRequest { account: identity.account.clone(), constraints, policy_pack_version };
+        let review = ReviewRequest { account: identity.account.clone(), constraints, policy_pack_version, policy };
         match state.requests().request_until(&review, deadline.min(Instant::now() + REVIEW_TIMEOUT)).await {
             Ok(review) => errors.extend(review.errors),
             Err(error) => tracing::warn!(error = &error as &dyn Error, "bad request could not be reviewed"),

@@ -47,7 +47,7 @@ pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
     let (identity, verified, request_id) = (call.identity()?, call.verified_caller()?, call.request_id()?);
     let state = call.state.clone();
     let created = async move {
-        let reason = masked(&state, &identity.account, reason).await;
+        let reason = masked(&state, &identity, reason).await;
         let create = CreateStop { caller: caller.clone(), account, scope, value, reason, until };
         let stop: Stop = try_send(state.requests(), &create, state.config.request_budget).await?;
         renew_keys(&state, &stop);
@@ -99,7 +99,7 @@ pub(super) async fn resume(mut call: Call, id: Path<String>) -> Result<HttpRespo
     let (verified, request_id) = (call.verified_caller()?, call.request_id()?);
     let resumed = to_the_end(async move {
         let state = &call.state;
-        let reason = masked(state, &identity.account, reason).await;
+        let reason = masked(state, &identity, reason).await;
         let found = find(state, &caller, &identity, &id).await?;
         // One that has ended is no error, and its end has been recorded.
         if let Some(Found { stop, account, retention_days }) = found {
@@ -143,6 +143,7 @@ fn stop_event(kind: LineType, stop: &Stop, at: Timestamp, reason: String, by: &K
         stop_id: Some(stop.id.clone()),
         action_digest: None,
         policy_version: None,
+        floor_version: None,
         environment: stop.value.clone().filter(|_| stop.scope == StopScope::Environment),
         request_id: None,
         actor: Some(EventActor::of(&by.key_id, member)),
@@ -233,8 +234,10 @@ fn left(state: &AppState, deadline: Instant) -> Duration {
 
 /// A reason without the secrets that the policy knows. A stop does not wait for an evaluator: without one the reason is
 /// left out.
-pub(super) async fn masked(state: &AppState, account: &AccountId, reason: String) -> String {
-    let mask = MaskText { account: account.clone(), text: reason };
+pub(super) async fn masked(state: &AppState, identity: &KeyIdentity, reason: String) -> String {
+    let KeyIdentity { account, rules, .. } = identity;
+    let (policies, floor) = (rules.policy.versions(), rules.floor.clone());
+    let mask = MaskText { account: account.clone(), text: reason, policies, floor };
     match state.requests().request(&mask, MASK_TIMEOUT).await {
         Ok(MaskTextReply { text }) if !text.trim().is_empty() => text.chars().take(MAX_REASON_CHARS).collect(),
         Ok(_) | Err(_) => "(left out: it could not be searched for secrets)".to_owned(),

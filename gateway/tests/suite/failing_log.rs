@@ -1,5 +1,6 @@
 //! A log whose appends can be made to fail, to lose their outcome, and to hang.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -30,11 +31,13 @@ pub(crate) struct FailingLog {
     log: Arc<dyn DecisionLog>,
     appends: Arc<Mutex<Appends>>,
     held: Arc<tokio::sync::Mutex<()>>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl FailingLog {
     pub(crate) fn new(log: Arc<dyn DecisionLog>) -> Self {
-        Self { log, appends: Arc::new(Mutex::new(Appends::Acknowledged)), held: Arc::default() }
+        let appends = Arc::new(Mutex::new(Appends::Acknowledged));
+        Self { log, appends, held: Arc::default(), waiting: Arc::default() }
     }
 
     pub(crate) fn set(&self, appends: Appends) {
@@ -44,6 +47,11 @@ impl FailingLog {
     /// Appends wait until the guard is dropped, beyond their deadline too.
     pub(crate) async fn hold(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.held).lock_owned().await
+    }
+
+    /// How many appends wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// From now on appends fail, and are surely not stored, or are stored again.
@@ -57,7 +65,9 @@ impl DecisionLog for FailingLog {
         let failed = |_: &Batch| Err(AppendError::NotStored("the test says so".into()));
         let unknown = |_: &Batch| Err(AppendError::Unknown("the test says so".into()));
         Box::pin(async move {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
             drop(self.held.lock().await);
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
             let appends = *self.appends.lock().unwrap();
             match appends {
                 Appends::Acknowledged => self.log.append(batches, deadline).await,

@@ -104,46 +104,6 @@ async fn a_stop_holds_also_while_it_cannot_be_recorded_and_the_answer_says_so() 
 }
 
 #[tokio::test]
-async fn a_check_in_flight_when_a_stop_begins_is_not_released() {
-    let mut stack = Stack::with(|config| config.request_budget = Duration::from_secs(30)).await;
-    let EvaluateAllowed(reply) = EvaluateAllowed::new();
-    *stack.services.reply.lock().unwrap() = reply;
-    let services = Arc::clone(&stack.services);
-    stack
-        .serve::<CreateStop>(move |_| {
-            services.change(TENANT, |identity| identity.rules.stops = vec![stop("account", None)]);
-            ManageReply::Done(stop("account", None))
-        })
-        .await;
-    let services = Arc::clone(&stack.services);
-    let deciding = services.deciding.lock().await;
-    let check = tokio::spawn(send(stack.check_request(&json!({"goal": "g"}))));
-    while stack.services.evaluations() == 0 {
-        tokio::task::yield_now().await;
-    }
-    let stopped = stack.post(MANAGER, "/v1/stops", &json!({"scope": "account", "reason": "incident 12"})).await;
-    assert_eq!(stopped.status, 201, "{}", stopped.text);
-    drop(deciding);
-    let answer = check.await.unwrap();
-    assert_eq!(answer.refusal(), (503, "unavailable".to_owned()), "it was decided under other rules");
-    let verdicts: Vec<_> = stack.lines().await.iter().filter(|line| line["verdict"] == "ALLOW").cloned().collect();
-    assert_eq!(verdicts, Vec::<Value>::new());
-}
-
-/// A reply that allows.
-struct EvaluateAllowed(stage0_contract::EvaluateReply);
-
-impl EvaluateAllowed {
-    fn new() -> Self {
-        let stage0_contract::EvaluateReply::Decided(mut evaluation) = crate::approved_checks::allowed() else {
-            panic!("it does not allow")
-        };
-        (evaluation.decision.approval, evaluation.approval_source, evaluation.events) = (None, None, Vec::new());
-        Self(stage0_contract::EvaluateReply::Decided(evaluation))
-    }
-}
-
-#[tokio::test]
 async fn a_resume_is_recorded_first_and_only_a_person_or_the_operator_makes_it() {
     let mut stack = Stack::with(|config| config.request_budget = Duration::from_millis(500)).await;
     stack.serve::<ListStops>(|_| page(vec![stop("account", None)])).await;

@@ -19,7 +19,7 @@ use stage0_contract::{
 };
 use tokio::time::Instant;
 
-use super::{ParsedRequest, serialize};
+use super::{ParsedRequest, bind_to_decision, boottime_of, serialize};
 use crate::access_log;
 use crate::address::Client;
 use crate::config::Audit;
@@ -47,8 +47,8 @@ pub(super) struct Attempt<'a> {
     pub(super) state: &'a AppState,
     pub(super) request: &'a HttpRequest,
     pub(super) context: RequestContext,
+    /// Bound to its account's rules.
     pub(super) caller: VerifiedCaller,
-    pub(super) identity: &'a KeyIdentity,
     pub(super) client_request_id: Option<ClientRequestId>,
     /// The first attempt under the same idempotency key, if this is a later one.
     pub(super) repeats: Option<RequestId>,
@@ -62,6 +62,14 @@ pub(super) struct Failure {
     pub(super) error: ApiError,
     /// How the attempt ended; none if the log may have its decision.
     pub(super) end: Option<AttemptEnd>,
+}
+
+impl Failure {
+    /// Whether the check may be decided again: the caller's rules changed before the append, and it surely is not in
+    /// the log.
+    pub(super) fn is_by_change(&self) -> bool {
+        self.error == ApiError::Changed && self.end.is_some()
+    }
 }
 
 impl From<ApiError> for Failure {
@@ -79,25 +87,39 @@ struct Decided {
     took: Duration,
 }
 
+/// A check as evaluators get it, and what they do not need of it.
+pub(super) struct Question {
+    pub(super) message: EvaluateRequest,
+    task_hash: String,
+    /// The length of the body.
+    bytes: usize,
+}
+
 impl Attempt<'_> {
+    /// Decides the check. Where the caller's rules change meanwhile, it is decided again (`again`).
     pub(super) async fn run(
-        &self,
+        mut self,
         parsed: ParsedRequest,
         mut reservation: Option<Reservation>,
     ) -> Result<HttpResponse, Failure> {
-        let Self { state, context, identity, deadline, .. } = *self;
-        let ParsedRequest { check, task_hash, bytes } = parsed;
-        if identity.holder.is_none() && (!identity.rules.stops.is_empty() || identity.rules.needs_published()) {
-            // Stops and published policies reach the evaluator with who asks.
-            return Err(ApiError::Missing(Part::Service(Role::Keystore, How::Failed)).into());
+        let mut question = self.question(parsed);
+        match self.decide(&question, &mut reservation).await {
+            // Boxed, so that an ordinary check does not carry the room for it.
+            Err(failure) if failure.is_by_change() => {
+                Box::pin(self.decide_again(failure, &mut question, &mut reservation)).await
+            }
+            answered => answered,
         }
-        let required = self.required_policy(&check)?;
-        let evaluated_at = state.state_store().clock().now().as_second();
+    }
+
+    fn question(&self, parsed: ParsedRequest) -> Question {
+        let ParsedRequest { check, task_hash, bytes } = parsed;
+        let (state, identity) = (self.state, self.identity());
         let message = EvaluateRequest {
-            request_id: context.id,
+            request_id: self.context.id,
             account: identity.account.clone(),
             request: check,
-            evaluated_at,
+            evaluated_at: state.state_store().clock().now().as_second(),
             operation: self.repeats,
             caller: CallerTexts {
                 client_request_id: self.client_request_id.as_ref().map(ToString::to_string),
@@ -106,8 +128,23 @@ impl Attempt<'_> {
             max_runs: Some(identity.caps.runs()),
             asker: state.asker_of(identity),
         };
+        Question { message, task_hash, bytes }
+    }
+
+    pub(super) async fn decide(
+        &self,
+        question: &Question,
+        reservation: &mut Option<Reservation>,
+    ) -> Result<HttpResponse, Failure> {
+        let Self { state, context, deadline, .. } = *self;
+        let (identity, message) = (self.identity(), &question.message);
+        if identity.holder.is_none() && (!identity.rules.stops.is_empty() || identity.rules.needs_published()) {
+            // Stops and published policies reach the evaluator with who asks.
+            return Err(ApiError::Missing(Part::Service(Role::Keystore, How::Failed)).into());
+        }
+        let required = self.required_policy(&message.request)?;
         let started = Instant::now();
-        let evaluated = evaluate(state.requests(), state.config.request_budget, &message, deadline);
+        let evaluated = evaluate(state.requests(), state.config.request_budget, message, deadline);
         let evaluated = timed(CheckStep::Evaluate, evaluated).await.map_err(|error| {
             let refused = matches!(error, ApiError::Invalid(_) | ApiError::TooManyRuns { .. });
             Failure { error, end: Some(if refused { AttemptEnd::Refused } else { AttemptEnd::Failed }) }
@@ -124,29 +161,46 @@ impl Attempt<'_> {
             return Err(error.into());
         }
         let decided = Decided { decision, recordable, source: approval_source, events, took: started.elapsed() };
-        let answered =
-            self.record_and_answer(&message.request, task_hash, bytes, evaluated_at, decided, &mut reservation);
-        let answered = answered.await;
-        if let (Some(used), Err(Failure { end: Some(_), .. })) = (used, &answered) {
-            Box::pin(settle(state, &identity.account, &[], Some(used))).await;
+        let mut answered = self.record_and_answer(question, decided, reservation).await;
+        if let (Some(used), Err(failure @ Failure { end: Some(_), .. })) = (used, &mut answered) {
+            let is_released = Box::pin(settle(state, &identity.account, &[], Some(used))).await;
+            if failure.is_by_change() && !is_released {
+                // It may be released later: then it must not have been reserved again under the same id.
+                failure.error = ApiError::Unavailable;
+            }
         }
         answered
     }
 
-    /// The version that must decide, if it is known before an evaluator is asked.
+    pub(super) fn identity(&self) -> &KeyIdentity {
+        self.caller.identity()
+    }
+
+    /// The published version that must decide; none: the evaluator's own.
     fn required_policy(&self, check: &CheckRequest) -> Result<Option<PolicyVersion>, ApiError> {
-        let rules = &self.identity.rules;
+        let rules = &self.identity().rules;
         if rules.needs_published()
             && let Some(instance) = self.state.instances.evaluator_without_policies(std::time::Instant::now())
         {
             return Err(ApiError::OldEvaluator(instance));
         }
+        if let Some(error) = rules.unclear_environment(check) {
+            return Err(ApiError::Invalid(vec![error]));
+        }
         let active = rules.policy_of(check).cloned();
-        match (active, &self.min_policy) {
-            (Some(active), Some(wanted)) if active != *wanted => {
-                Err(ApiError::OtherPolicy { wanted: wanted.clone(), active: Some(active) })
+        if let Some(active) = &active {
+            self.require_min_policy(active)?;
+        }
+        Ok(active)
+    }
+
+    /// Refuses what is decided by an earlier version than the caller asks for.
+    fn require_min_policy(&self, decides: &PolicyVersion) -> Result<(), ApiError> {
+        match &self.min_policy {
+            Some(wanted) if !decides.is_at_least(wanted) => {
+                Err(ApiError::OtherPolicy { wanted: wanted.clone(), active: decides.clone() })
             }
-            (active, wanted) => Ok(active.or_else(|| wanted.clone())),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -154,12 +208,11 @@ impl Attempt<'_> {
     /// earlier release, which has not said so yet: it is not released.
     fn require_policy(&self, decision: &Decision, required: Option<&PolicyVersion>) -> Result<(), ApiError> {
         let decided_by = &decision.policy_version;
-        if required.is_none_or(|required| required == decided_by) && decision.floor_version == self.identity.rules.floor
+        self.require_min_policy(decided_by)?;
+        if required.is_none_or(|required| required == decided_by)
+            && decision.floor_version == self.identity().rules.floor
         {
             return Ok(());
-        }
-        if let Some(wanted) = self.min_policy.clone().filter(|wanted| wanted != decided_by) {
-            return Err(ApiError::OtherPolicy { wanted, active: Some(decided_by.clone()) });
         }
         let (request_id, floor) = (self.context.id, &decision.floor_version);
         tracing::error!(%request_id, %decided_by, ?floor, ?required, "another policy decided, refused");
@@ -168,14 +221,13 @@ impl Attempt<'_> {
 
     async fn record_and_answer(
         &self,
-        request: &CheckRequest,
-        task_hash: String,
-        bytes: usize,
-        evaluated_at: i64,
+        question: &Question,
         decided: Decided,
         reservation: &mut Option<Reservation>,
     ) -> Result<HttpResponse, Failure> {
-        let Self { state, context, identity, .. } = *self;
+        let Self { state, context, .. } = *self;
+        let Question { message: EvaluateRequest { request, evaluated_at, .. }, task_hash, bytes } = question;
+        let (identity, answer_until) = (self.identity(), boottime_of(self.deadline));
         let Decided { decision, mut recordable, source, events, took } = decided;
         let keeps_input = request.debug_store_input;
         let mut input = None;
@@ -195,10 +247,10 @@ impl Attempt<'_> {
         };
         let needs_record =
             state.config.audit == Audit::Required || used_approval(&decision, source, context.id).is_some();
-        let mut response = CheckResponse::new(decision, context.id, task_hash, evaluated_at, meta);
+        let mut response = CheckResponse::new(decision, context.id, task_hash.clone(), *evaluated_at, meta);
         let mut body = serialize(&response)?;
         let metadata = self.record_metadata(took, &response.decided, recordable.as_ref());
-        let line = record_line(&response, &body, bytes, &metadata, recordable.as_ref())?;
+        let line = record_line(&response, &body, *bytes, &metadata, recordable.as_ref())?;
         let mut lines = vec![NewLine { kind: LineType::Decision, body: line.into() }];
         lines.extend(event_lines(&identity.account, &events)?);
 
@@ -206,7 +258,9 @@ impl Attempt<'_> {
         reservation.iter_mut().chain(&mut input).for_each(Reservation::keep);
         match timed(CheckStep::Record, self.record(lines)).await {
             Ok(()) if events.is_empty() => {}
-            Ok(()) => Box::pin(settle(state, &identity.account, &events, None)).await,
+            Ok(()) => {
+                Box::pin(settle(state, &identity.account, &events, None)).await;
+            }
             Err(RecordError { error, is_certain, caller_refused }) => {
                 if is_certain {
                     input.iter_mut().for_each(Reservation::give_back);
@@ -224,6 +278,7 @@ impl Attempt<'_> {
                 }
             }
         }
+        bind_to_decision(self.request, answer_until);
         access_log::set_decision(self.request, &response.decided);
         Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
     }
@@ -231,8 +286,8 @@ impl Attempt<'_> {
     async fn record(&self, lines: Vec<NewLine>) -> Result<(), RecordError> {
         let group = LineGroup {
             caller: Some(self.caller.clone()),
-            account: self.identity.account.clone(),
-            retention_days: self.identity.retention_days,
+            account: self.identity().account.clone(),
+            retention_days: self.identity().retention_days,
             lines,
         };
         record(self.state, self.context.id, group, self.deadline).await
@@ -244,7 +299,7 @@ impl Attempt<'_> {
         let input = texts.input.take()?;
         let bytes = serde_json::to_vec(&input).ok()?.len() as u64;
         let store = self.state.store_until(self.deadline);
-        let reservation = self.state.quotas.reserve_bytes(self.identity, bytes, store).await?;
+        let reservation = self.state.quotas.reserve_bytes(self.identity(), bytes, store).await?;
         texts.input = Some(input);
         Some(reservation)
     }
@@ -258,8 +313,8 @@ impl Attempt<'_> {
     ) -> RecordMetadata {
         let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
         RecordMetadata {
-            account: self.identity.account.clone(),
-            key_id: self.identity.key_id.clone(),
+            account: self.identity().account.clone(),
+            key_id: self.identity().key_id.clone(),
             run_id: recordable.and_then(|texts| texts.run_id.clone()),
             effect_classes: recordable.map(|texts| texts.effect_classes.clone()).unwrap_or_default(),
             tools: recordable.map(|texts| texts.tools.clone()).unwrap_or_default(),
@@ -320,6 +375,10 @@ async fn evaluate(
             limit,
             again: end_of_day(Timestamp::from_second(message.evaluated_at).unwrap_or_default()),
         }),
+        EvaluateReply::PolicyMissing { version, is_loading } => {
+            tracing::warn!(%request_id, policy_version = %version, is_loading, "evaluator does not have the policy");
+            Err(ApiError::PolicyMissing { version, is_loading })
+        }
         EvaluateReply::Unable(reason) => {
             tracing::error!(%request_id, reason, "evaluator could not decide");
             Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Failed)))

@@ -55,6 +55,9 @@ impl Question<'_> {
         if !self.identity.rules.policy.is_empty() {
             // A body that cannot be read is refused where it is parsed.
             let Some(check) = self.read(request).await? else { return Ok(false) };
+            if self.identity.rules.unclear_environment(&check).is_some() {
+                return Ok(false);
+            }
             if let Some(active) = self.identity.rules.policy_of(&check) {
                 return Ok(active == decided_by);
             }

@@ -54,4 +54,10 @@ async fn a_check_is_not_retried_when_an_evaluator_gave_up_or_is_busy() {
         let missing = ApiError::Missing(Part::Service(Role::Evaluator, how));
         assert_eq!(refused_by(&reply).await, (missing, 1), "{reply:?}");
     }
+    let version = PolicyVersion::parse("acme@1.0.0+0123456789ab").unwrap();
+    for is_loading in [true, false] {
+        let reply = EvaluateReply::PolicyMissing { version: version.clone(), is_loading };
+        let missing = ApiError::PolicyMissing { version: version.clone(), is_loading };
+        assert_eq!(refused_by(&reply).await, (missing, 1), "{reply:?}");
+    }
 }
