@@ -10,12 +10,16 @@ mod approved_checks;
 mod authentication;
 #[path = "suite/bodies.rs"]
 mod bodies;
+#[path = "suite/changes.rs"]
+mod changes;
 #[path = "suite/checks.rs"]
 mod checks;
 #[path = "suite/failing_log.rs"]
 mod failing_log;
 #[path = "suite/fields.rs"]
 mod fields;
+#[path = "suite/gate.rs"]
+mod gate;
 #[path = "suite/grants.rs"]
 mod grants;
 #[path = "suite/harness.rs"]
@@ -28,6 +32,12 @@ mod limits;
 mod members;
 #[path = "suite/policies.rs"]
 mod policies;
+#[path = "suite/policies_of_all.rs"]
+mod policies_of_all;
+#[path = "suite/policy_answers.rs"]
+mod policy_answers;
+#[path = "suite/policy_proposals.rs"]
+mod policy_proposals;
 #[path = "suite/replays.rs"]
 mod replays;
 #[path = "suite/routing.rs"]

@@ -2,14 +2,14 @@
 
 use actix_web::HttpResponse;
 use actix_web::web::Path;
-use stage0_contract::{AccountId, CapChanges, CreateAccount, ListAccounts, Scope, UpdateAccount};
+use stage0_contract::{AccountId, CapChanges, CreateAccount, ListAccounts, PolicyChanges, Scope, UpdateAccount};
 
 use super::fields::Fields;
 use super::management::Call;
 use crate::errors::ApiError;
 
 /// What an operator may change; null restores the plan's value.
-const CHANGES: [&str; 12] = [
+const CHANGES: [&str; 13] = [
     "plan",
     "retention_days",
     "per_minute",
@@ -22,6 +22,7 @@ const CHANGES: [&str; 12] = [
     "stored_bytes",
     "approvals",
     "four_eyes",
+    "policy_changes",
 ];
 
 pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
@@ -65,6 +66,8 @@ pub(super) async fn update(mut call: Call, id: Path<String>) -> Result<HttpRespo
     };
     let approvals = fields.approval_mode();
     let four_eyes = fields.boolean("four_eyes");
+    let must = "must be `single` or `second_member`";
+    let policy_changes = fields.word("policy_changes", must, PolicyChanges::parse);
     fields.finish()?;
     // A text that is not an account id names no account.
     let account = AccountId::parse(&id).map_err(|_| ApiError::NotFound)?;
@@ -79,6 +82,7 @@ pub(super) async fn update(mut call: Call, id: Path<String>) -> Result<HttpRespo
         require_run_id,
         approvals,
         four_eyes,
+        policy_changes,
         caps,
     };
     let account = call.send(&update).await?;

@@ -154,6 +154,7 @@ fn delegation_event(member: &Member, by: &KeyIdentity) -> ApprovalEvent {
         stop_id: None,
         action_digest: None,
         policy_version: None,
+        floor_version: None,
         environment: None,
         request_id: None,
         actor: Some(EventActor::of(&by.key_id, own)),

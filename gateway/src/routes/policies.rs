@@ -1,7 +1,8 @@
 //! `/v1/policies`: packs that an organisation publishes, and which of them decide. The keystore keeps both.
 //!
-//! An evaluator loads a pack and runs its cases before it is published. An activation or a rollback is tried first,
-//! then recorded, then made: it may lift a protection, so it must not happen without its line. Gateways learn of it
+//! An evaluator loads a pack and runs its cases before it is published. Each change is tried first, then recorded, then
+//! made, so that nothing is there without its line; what changes nothing has no line. In between an activation
+//! is compared with what it takes the place of (`gate.rs`). Gateways learn of it
 //! with the identities of callers (`key_cache.rs`), this one before it answers.
 
 use std::error::Error;
@@ -12,11 +13,11 @@ use actix_web::web::Path;
 use jiff::Timestamp;
 use serde_json::Value;
 use stage0_contract::{
-    ActivatePolicy, Activation, ActivationDone, ApprovalEvent, EventActor, FieldError, ForgetPolicy, InstanceState,
-    KeyIdentity, LineType, ListPolicies, ManageReply, PolicyAtEvaluator, PolicyBundle, PolicyFault, PolicyFiles,
-    PolicyForgotten, PolicyStored, PolicySummary, PolicyVersion, PublishedPolicy, ReadActivePolicies,
-    ReadPolicyHistory, Request, Role, RollbackPolicy, Scope, ShowPolicy, ShownPolicy, StorePolicy, ValidatePolicy,
-    ValidatePolicyReply,
+    AccountId, ActivatePolicy, Activation, ActivationDone, ActivationProposed, ApprovalEvent, Caller, EventActor,
+    FieldError, ForgetPolicy, InstanceState, KeyIdentity, LineType, ListPolicies, ManageReply, PolicyAtEvaluator,
+    PolicyBundle, PolicyFault, PolicyFiles, PolicyForgotten, PolicyStored, PolicySummary, PolicyVersion,
+    PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, Request, Role, RollbackPolicy, Scope, ShowPolicy,
+    ShownPolicy, StorePolicy, ValidatePolicy, ValidatePolicyReply,
 };
 use uuid::Uuid;
 
@@ -27,15 +28,23 @@ use crate::errors::{ApiError, Change, How, Part};
 use crate::recording::record_event;
 use crate::state::AppState;
 
+mod diff;
+mod gate;
+pub(super) mod proposals;
+
+pub(super) use diff::diff;
+
 const MAX_REASON_CHARS: usize = 500;
 const MAX_ENVIRONMENT_CHARS: usize = 100;
+/// How often a change is tried again because another one came between.
+const MAX_ATTEMPTS: usize = 3;
 /// An evaluator gives a pack up before.
 const VALIDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) async fn publish(mut call: Call) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::PoliciesManage).await?;
     let mut fields = call.json_fields(&caller.account).await?;
-    let account = fields.account();
+    let account = whose_change(&mut fields, &caller, false)?;
     let packs = fields.required("packs", "must be an array of objects with `files`: texts by their names", packs);
     fields.finish()?;
     let bundle = PolicyBundle { packs: packs.ok_or(ApiError::Unavailable)? };
@@ -46,27 +55,34 @@ pub(super) async fn publish(mut call: Call) -> Result<HttpResponse, ApiError> {
     if !call.state.can_record() {
         return Err(ApiError::NotRecorded(Change::NotReadable));
     }
-    let (identity, verified, request_id) = (call.identity()?, call.verified_caller()?, call.request_id()?);
+    let identity = call.identity()?;
     let published = to_the_end(async move {
         let state = &call.state;
+        let by_operator = caller.scopes.contains(&Scope::Operator);
         let account_of = account.clone().unwrap_or_else(|| caller.account.clone());
-        let summary = validate(state, ValidatePolicy { account: account_of, bundle: bundle.clone() }).await?;
-        let store = StorePolicy { caller, account, summary, bundle };
-        let PolicyStored { policy, is_new, retention_days } = call.send(&store).await?;
-        // A repeated call has its line too: that of the first one may be missing.
-        let event = published_event(&policy, is_new, &identity);
-        let of = policy.account.as_ref().unwrap_or(&identity.account);
-        let recorded = record_event(state, request_id, verified, (of, retention_days), event).await;
-        recorded.map_err(|failed| failed.or(Change::Published))?;
-        Ok(policy)
+        // Whether the caller may publish there, before an evaluator works for it.
+        call.send(&ListPolicies { caller: caller.clone(), account: account.clone(), cursor: None, limit: 1 }).await?;
+        let summary =
+            validate(state, ValidatePolicy { account: account_of, by_operator, bundle: bundle.clone() }).await?;
+        let trial = StorePolicy { caller, account, summary, bundle, is_trial: true };
+        let tried = call.send(&trial).await?;
+        // What is published already has its line.
+        if !tried.is_new {
+            return Ok(tried);
+        }
+        let event = published_event(&tried.policy, &identity);
+        let of = tried.policy.account.as_ref().unwrap_or(&identity.account);
+        record_event_of(&call, (of, tried.retention_days), event, Change::NotPublished).await?;
+        call.send(&StorePolicy { is_trial: false, ..trial }).await
     });
-    Ok(HttpResponse::Created().json(published.await?))
+    let PolicyStored { policy, is_new, .. } = published.await?;
+    Ok(if is_new { HttpResponse::Created() } else { HttpResponse::Ok() }.json(policy))
 }
 
 pub(super) async fn list(call: Call) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::PoliciesManage).await?;
     let mut fields = call.query_fields();
-    let account = fields.account();
+    let account = whose(&mut fields, &caller, false)?;
     let cursor = fields.text("cursor");
     let limit = fields.limit();
     fields.finish()?;
@@ -76,7 +92,7 @@ pub(super) async fn list(call: Call) -> Result<HttpResponse, ApiError> {
 pub(super) async fn active(call: Call) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::PoliciesManage).await?;
     let mut fields = call.query_fields();
-    let account = fields.account();
+    let account = whose(&mut fields, &caller, false)?;
     fields.finish()?;
     Ok(HttpResponse::Ok().json(call.send(&ReadActivePolicies { caller, account }).await?))
 }
@@ -84,7 +100,7 @@ pub(super) async fn active(call: Call) -> Result<HttpResponse, ApiError> {
 pub(super) async fn history(call: Call) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::PoliciesManage).await?;
     let mut fields = call.query_fields();
-    let account = fields.account();
+    let account = whose(&mut fields, &caller, false)?;
     let cursor = fields.text("cursor");
     let limit = fields.limit();
     fields.finish()?;
@@ -94,7 +110,7 @@ pub(super) async fn history(call: Call) -> Result<HttpResponse, ApiError> {
 pub(super) async fn show(call: Call, version: Path<String>) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::PoliciesManage).await?;
     let mut fields = call.query_fields();
-    let account = fields.account();
+    let account = whose(&mut fields, &caller, false)?;
     let files = fields.word("files", "must be `true` or `false`", |text| text.parse().ok()).unwrap_or_default();
     fields.finish()?;
     let version = named(&version)?;
@@ -105,23 +121,38 @@ pub(super) async fn show(call: Call, version: Path<String>) -> Result<HttpRespon
 pub(super) async fn forget(call: Call, version: Path<String>) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::PoliciesManage).await?;
     let mut fields = call.query_fields();
-    let account = fields.account();
+    let account = whose(&mut fields, &caller, true)?;
     fields.finish()?;
-    let PolicyForgotten {} = call.send(&ForgetPolicy { caller, version: named(&version)?, account }).await?;
+    let version = named(&version)?;
+    let identity = call.identity()?;
+    let forgotten = to_the_end(async move {
+        let trial = ForgetPolicy { caller, version, account, is_trial: true };
+        let PolicyForgotten { account, retention_days } = call.send(&trial).await?;
+        let of_all = account.is_none().then_some(true.into());
+        let event = event_of(LineType::PolicyDeleted, &trial.version, &identity, [("of_all", of_all)]);
+        let of = account.as_ref().unwrap_or(&identity.account);
+        record_event_of(&call, (of, retention_days), event, Change::NotDeleted).await?;
+        call.send(&ForgetPolicy { is_trial: false, ..trial }).await
+    });
+    forgotten.await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
 pub(super) async fn activate(mut call: Call, version: Path<String>) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::PoliciesManage).await?;
     let mut fields = call.optional_json_fields(&caller.account).await?;
-    let Place { account, environment, floor, reason, expected } = place(&mut fields);
+    let Place { account, environment, floor, reason, expected } = place(&mut fields, &caller)?;
     let diff_digest = fields.text("diff_digest");
+    let accept_flips = fields.large_number("accept_flips");
+    if reason.is_none() && accept_flips.is_some_and(|flips| flips > 0) {
+        fields.refuse("reason", "is required with `accept_flips`");
+    }
     fields.finish()?;
     let version = named(&version)?;
     let identity = call.identity()?;
     let done = to_the_end(async move {
         let reason = masked_reason(&call.state, &identity, reason).await;
-        let trial = ActivatePolicy {
+        let asked = ActivatePolicy {
             caller,
             version,
             account,
@@ -130,86 +161,194 @@ pub(super) async fn activate(mut call: Call, version: Path<String>) -> Result<Ht
             reason,
             expected,
             diff_digest,
+            accept_flips,
+            judged: None,
+            proposes: false,
             is_trial: true,
         };
-        let activate = ActivatePolicy { is_trial: false, ..trial.clone() };
-        change(&call, &identity, &trial, &activate).await
+        gate::activate(&call, &identity, asked).await
     });
-    Ok(HttpResponse::Ok().json(done.await?))
+    Ok(match done.await? {
+        gate::Made::Activated(activation) => HttpResponse::Ok().json(activation),
+        gate::Made::Proposed(proposal) => HttpResponse::Accepted().json(ActivationProposed { proposal }),
+    })
 }
 
 pub(super) async fn roll_back(mut call: Call) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::PoliciesManage).await?;
     let mut fields = call.optional_json_fields(&caller.account).await?;
-    let Place { account, environment, floor, reason, expected } = place(&mut fields);
+    let Place { account, environment, floor, reason, expected } = place(&mut fields, &caller)?;
     fields.finish()?;
     let identity = call.identity()?;
     let done = to_the_end(async move {
         let reason = masked_reason(&call.state, &identity, reason).await;
-        let trial = RollbackPolicy { caller, account, environment, floor, reason, expected, is_trial: true };
-        let roll_back = RollbackPolicy { is_trial: false, ..trial.clone() };
-        change(&call, &identity, &trial, &roll_back).await
+        let asked =
+            RollbackPolicy { caller, account, environment, floor, reason, expected, sequence: None, is_trial: true };
+        roll_back_recorded(&call, &identity, asked).await
     });
     Ok(HttpResponse::Ok().json(done.await?))
 }
 
-/// Tries a change of what is active, records it, and makes it.
-async fn change<M>(call: &Call, identity: &KeyIdentity, trial: &M, real: &M) -> Result<Activation, ApiError>
+/// Tries a rollback, records it, and makes it; again if another change came between.
+async fn roll_back_recorded(
+    call: &Call,
+    identity: &KeyIdentity,
+    asked: RollbackPolicy,
+) -> Result<Activation, ApiError> {
+    for _ in 0..MAX_ATTEMPTS {
+        let tried = call.send(&asked).await?;
+        let recorded = record(call, identity, &tried).await?;
+        let sequence = Some(tried.activation.sequence);
+        let real = RollbackPolicy { is_trial: false, sequence, ..asked.clone() };
+        let done = make(call, identity, &real, &tried, Some(recorded)).await?;
+        if !done.is_outdated {
+            invalidate(&call.state, &done.activation);
+            return Ok(done.activation);
+        }
+    }
+    Err(changed_meanwhile())
+}
+
+fn changed_meanwhile() -> ApiError {
+    let text = "what is active there was changed meanwhile: look at what is active, and try again";
+    ApiError::Conflict(text.to_owned())
+}
+
+/// Makes a change that was tried and recorded. If it surely is not made, a further line says so.
+async fn make<M>(
+    call: &Call,
+    identity: &KeyIdentity,
+    real: &M,
+    tried: &ActivationDone,
+    recorded: Option<Uuid>,
+) -> Result<ActivationDone, ApiError>
 where
     M: Request<Reply = ManageReply<ActivationDone>>,
 {
-    let state = &call.state;
-    let tried = call.send(trial).await?;
-    // What is active already has its line; it is announced again.
-    if tried.is_new {
-        if !state.can_record() {
-            return Err(ApiError::NotRecorded(Change::NotReadable));
-        }
-        let event = ApprovalEvent { at: Timestamp::now(), ..tried.activation.event(Uuid::now_v7()) };
-        let (verified, request_id) = (call.verified_caller()?, call.request_id()?);
-        let account = tried.activation.account.as_ref().unwrap_or(&identity.account);
-        let recorded = record_event(state, request_id, verified, (account, tried.retention_days), event).await;
-        recorded.map_err(|failed| failed.or(Change::NotActivated))?;
+    let done = call.send(real).await;
+    let is_not_made = match &done {
+        Ok(done) => done.is_outdated,
+        Err(error) => error.is_refusal(),
+    };
+    if let Some(recorded) = recorded.filter(|_| is_not_made) {
+        record_not_made(call, identity, &tried.activation, tried.retention_days, recorded).await;
     }
-    let ActivationDone { activation, .. } = call.send(real).await?;
-    // Each key is asked for again before it is used, so that it comes with what is active now.
+    done
+}
+
+/// Records that a change was not made, although the line with the id `recorded` says so.
+async fn record_not_made(
+    call: &Call,
+    identity: &KeyIdentity,
+    activation: &Activation,
+    retention_days: u32,
+    recorded: Uuid,
+) {
+    let event = ApprovalEvent { at: Timestamp::now(), ..activation.not_made_event(Uuid::now_v7(), recorded) };
+    let account = (activation.account.as_ref().unwrap_or(&identity.account), retention_days);
+    if record_event_of(call, account, event, Change::NotActivated).await.is_err() {
+        tracing::error!(%recorded, "a policy was recorded as changed and was not, and that is not recorded");
+    }
+}
+
+/// Records a change of what is active that was tried; the id of its line.
+async fn record(call: &Call, identity: &KeyIdentity, tried: &ActivationDone) -> Result<Uuid, ApiError> {
+    let event_id = Uuid::now_v7();
+    let event = ApprovalEvent { at: Timestamp::now(), ..tried.activation.event(event_id) };
+    let account = tried.activation.account.as_ref().unwrap_or(&identity.account);
+    record_event_of(call, (account, tried.retention_days), event, Change::NotActivated).await?;
+    Ok(event_id)
+}
+
+/// Records an event in the log of this account, whose lines are kept for so many days.
+async fn record_event_of(
+    call: &Call,
+    account: (&AccountId, u32),
+    event: ApprovalEvent,
+    change: Change,
+) -> Result<(), ApiError> {
+    if !call.state.can_record() {
+        return Err(ApiError::NotRecorded(Change::NotReadable));
+    }
+    let (verified, request_id) = (call.verified_caller()?, call.request_id()?);
+    let recorded = record_event(&call.state, request_id, verified, account, event).await;
+    recorded.map_err(|failed| failed.or(change))
+}
+
+/// Each key is asked for again before it is used, so that it comes with what is active now.
+fn invalidate(state: &AppState, activation: &Activation) {
     match &activation.account {
         Some(account) => state.key_cache.invalidate(account),
         None => state.key_cache.invalidate_all(),
     }
-    Ok(activation)
 }
 
 /// What activations and rollbacks have in common.
 struct Place {
-    account: Option<stage0_contract::AccountId>,
+    account: Option<AccountId>,
     environment: Option<String>,
     floor: bool,
     reason: Option<String>,
     expected: Option<PolicyVersion>,
 }
 
-fn place(fields: &mut Fields) -> Place {
-    let account = fields.account();
-    let environment = fields.prose("environment", MAX_ENVIRONMENT_CHARS);
+fn place(fields: &mut Fields, caller: &Caller) -> Result<Place, ApiError> {
     let floor = fields.boolean("floor").unwrap_or_default();
+    let account = whose_change(fields, caller, floor)?;
+    let environment = fields.prose("environment", MAX_ENVIRONMENT_CHARS);
     let reason = fields.prose("reason", MAX_REASON_CHARS);
     refuse_secrets(fields, "environment", environment.as_deref());
     refuse_secrets(fields, "reason", reason.as_deref());
     let expected = fields.policy_version("expected");
-    Place { account, environment, floor, reason, expected }
+    Ok(Place { account, environment, floor, reason, expected })
+}
+
+/// Whose policies a body changes. The floor is of every account.
+fn whose_change(fields: &mut Fields, caller: &Caller, is_floor: bool) -> Result<Option<AccountId>, ApiError> {
+    let all = fields.boolean("all_accounts").unwrap_or_default();
+    whose_of(fields, caller, all, !is_floor)
+}
+
+/// Whose policies a query is about; with `is_change`, an operator says so.
+pub(super) fn whose(fields: &mut Fields, caller: &Caller, is_change: bool) -> Result<Option<AccountId>, ApiError> {
+    let all = fields.word("all_accounts", "must be `true` or `false`", |text| text.parse().ok()).unwrap_or_default();
+    whose_of(fields, caller, all, is_change)
+}
+
+/// The account that is named; none: the caller's own, or an operator's every account, which a change must say: a
+/// forgotten `account` would change all of them.
+fn whose_of(
+    fields: &mut Fields,
+    caller: &Caller,
+    all: bool,
+    must_be_said: bool,
+) -> Result<Option<AccountId>, ApiError> {
+    let is_operator = caller.scopes.contains(&Scope::Operator);
+    if all && !is_operator {
+        return Err(ApiError::ScopeMissing(Scope::Operator));
+    }
+    let is_named = fields.has("account");
+    let account = fields.account();
+    if all && is_named {
+        fields.refuse("all_accounts", "must be absent beside `account`");
+    } else if is_operator && must_be_said && !all && !is_named {
+        fields.refuse("account", "must be named with an operator's key, or `all_accounts` be true");
+    }
+    Ok(account)
 }
 
 async fn masked_reason(state: &AppState, identity: &KeyIdentity, reason: Option<String>) -> Option<String> {
     match reason {
-        Some(reason) => Some(masked(state, &identity.account, reason).await),
+        Some(reason) => Some(masked(state, identity, reason).await),
         None => None,
     }
 }
 
-/// The version in a path. A word that is none names nothing.
+/// The version in a path.
 fn named(version: &Path<String>) -> Result<PolicyVersion, ApiError> {
-    PolicyVersion::parse(version).map_err(|_| ApiError::NotFound)
+    PolicyVersion::parse(version).map_err(|_| {
+        ApiError::NoSuch("the path names no version of a policy: write `<pack>@<number>+<digest>`".to_owned())
+    })
 }
 
 fn packs(value: &Value) -> Option<Vec<PolicyFiles>> {
@@ -253,7 +392,7 @@ fn field_error(fault: &PolicyFault, is_alone: bool) -> FieldError {
     FieldError::new(path, format!("{rule}{message}{help}"))
 }
 
-fn published_event(policy: &PublishedPolicy, is_new: bool, by: &KeyIdentity) -> ApprovalEvent {
+fn published_event(policy: &PublishedPolicy, by: &KeyIdentity) -> ApprovalEvent {
     let PublishedPolicy { summary, account, bytes, .. } = policy;
     let members = [
         ("rules", Some(Value::from(summary.rules))),
@@ -261,14 +400,23 @@ fn published_event(policy: &PublishedPolicy, is_new: bool, by: &KeyIdentity) -> 
         ("bytes", Some((*bytes).into())),
         ("weakens", (!summary.weakens.is_empty()).then(|| summary.weakens.len().into())),
         ("of_all", account.is_none().then_some(true.into())),
-        ("again", (!is_new).then_some(true.into())),
     ];
+    event_of(LineType::PolicyPublished, &summary.version, by, members)
+}
+
+/// What the holder of a key did to a version.
+fn event_of<const N: usize>(
+    kind: LineType,
+    version: &PolicyVersion,
+    by: &KeyIdentity,
+    members: [(&str, Option<Value>); N],
+) -> ApprovalEvent {
     let member = by.holder.as_ref().and_then(|holder| holder.member.as_ref());
     ApprovalEvent {
-        policy_version: Some(summary.version.clone()),
+        policy_version: Some(version.clone()),
         actor: Some(EventActor::of(&by.key_id, member)),
         details: members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect(),
-        ..ApprovalEvent::new(LineType::PolicyPublished, Uuid::now_v7(), Timestamp::now())
+        ..ApprovalEvent::new(kind, Uuid::now_v7(), Timestamp::now())
     }
 }
 

@@ -43,10 +43,14 @@ pub(crate) fn key(number: u8) -> ApiKey {
     ApiKey::from_random([number; 10], [number; 20]).unwrap()
 }
 
+pub(crate) type Adjust = Box<dyn Fn(&EvaluateRequest, &mut EvaluateReply) + Send>;
+
 /// What the keystore and the evaluator answer; tests change it while the gateway runs.
 pub(crate) struct Services {
     pub(crate) identities: Mutex<Vec<KeyIdentity>>,
     pub(crate) reply: Mutex<EvaluateReply>,
+    /// What becomes of the reply to one request.
+    pub(crate) adjust: Mutex<Option<Adjust>>,
     /// Checks that reached the evaluator.
     pub(crate) evaluations: AtomicUsize,
     /// The last of them.
@@ -181,6 +185,7 @@ impl Stack {
                 identity(MANAGER, "acc", managing),
             ]),
             reply: Mutex::new(serde_json::from_str(DECIDED).unwrap()),
+            adjust: Mutex::default(),
             evaluations: AtomicUsize::new(0),
             evaluated: Mutex::default(),
             deciding: tokio::sync::Mutex::default(),
@@ -308,7 +313,10 @@ async fn serve(bus: &Bus, services: &Arc<Services>) -> Vec<JoinHandle<()>> {
                 *services.evaluated.lock().unwrap() = Some(request.request.clone());
                 services.evaluations.fetch_add(1, Ordering::SeqCst);
                 let _deciding = services.deciding.lock().await;
-                let reply = services.reply.lock().unwrap().clone();
+                let mut reply = services.reply.lock().unwrap().clone();
+                if let Some(adjust) = &*services.adjust.lock().unwrap() {
+                    adjust(&request.request, &mut reply);
+                }
                 request.answer(&reply).await;
             }
         }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_contract::{
-    ActivatePolicy, ActivationDone, EvaluateReply, InstanceHeartbeat, ListPolicies, ManageReply, MaskText,
-    MaskTextReply, PolicyStored, PolicyVersion, PublishedPolicy, Refusal, RollbackPolicy, ShowPolicy, StorePolicy,
+    ActivatePolicy, ActivationDone, ComparePolicies, ComparePoliciesReply, EvaluateReply, FieldError,
+    InstanceHeartbeat, ListPolicies, ManageReply, MaskText, MaskTextReply, PolicyComparison, PolicyStored,
+    PolicyVersion, PublishedPolicy, Refusal, ReviewReply, ReviewRequest, RollbackPolicy, ShowPolicy, StorePolicy,
     ValidatePolicy, ValidatePolicyReply,
 };
 
@@ -21,6 +22,13 @@ const ACTIVATE: &str = "/v1/policies/acme@1.2.0+0123456789ab/activate";
 
 fn pack() -> Value {
     json!({"packs": [{"files": {"pack.toml": "name = \"acme\"\n"}}]})
+}
+
+/// Lets callers publish, which is asked for with a list.
+async fn may_publish(stack: &mut Stack) {
+    let page = include_str!("../../../contract/fixtures/policy_page.json");
+    let page: ManageReply<stage0_contract::Page<PublishedPolicy>> = serde_json::from_str(page).unwrap();
+    stack.serve::<ListPolicies>(move |_| page.clone()).await;
 }
 
 fn stored(is_new: bool) -> ManageReply<PolicyStored> {
@@ -39,6 +47,14 @@ fn activated(is_new: bool) -> ManageReply<ActivationDone> {
     done.is_new = is_new;
     done.activation.account = Some("acc".to_owned().try_into().unwrap());
     ManageReply::Done(done)
+}
+
+/// Nothing is looser.
+fn stricter() -> ComparePoliciesReply {
+    let mut comparison: PolicyComparison =
+        serde_json::from_str(include_str!("../../../contract/fixtures/policy_comparison.json")).unwrap();
+    comparison.flips = 0;
+    ComparePoliciesReply::Compared(Box::new(comparison))
 }
 
 fn other() -> PolicyVersion {
@@ -83,7 +99,7 @@ async fn only_those_with_the_scope_manage_policies_and_a_bad_body_names_its_fiel
         (json!({}), vec!["packs"]),
         (json!({"packs": []}), vec!["packs"]),
         (json!({"packs": {}, "name": "acme", "account": "a b"}), vec!["account", "name", "packs"]),
-        (json!({"packs": [{"files": {"../x": ""}}]}), vec!["packs[0].files"]),
+        (json!({"packs": [{"files": {"../x": ""}}]}), vec!["packs[0].files[\"../x\"]"]),
         (json!({"packs": [{"files": {"x": "\u{1b}"}}]}), vec!["packs[0].files[\"x\"]"]),
     ] {
         let mut found = stack.post(MANAGER, "/v1/policies", &body).await.bad_fields();
@@ -102,29 +118,42 @@ async fn only_those_with_the_scope_manage_policies_and_a_bad_body_names_its_fiel
 }
 
 #[tokio::test]
-async fn a_pack_is_validated_stored_and_recorded_and_so_is_its_repetition() {
-    let mut stack = Stack::start().await;
+async fn a_pack_is_validated_tried_recorded_and_stored_and_its_repetition_changes_nothing() {
+    let mut stack = Stack::with(|config| config.request_budget = Duration::from_millis(500)).await;
+    may_publish(&mut stack).await;
     let is_new = Arc::new(Mutex::new(true));
     let being_new = Arc::clone(&is_new);
     let mut validated = stack.serve::<ValidatePolicy>(|_| serde_json::from_str(VALID).unwrap()).await;
     let mut storing = stack.serve::<StorePolicy>(move |_| stored(*being_new.lock().unwrap())).await;
+    stack.log.fail(true);
+    let answer = stack.post(MANAGER, "/v1/policies", &pack()).await;
+    let message = answer.json()["message"].as_str().unwrap().to_owned();
+    assert_eq!((answer.status.as_u16(), message.contains("nothing was published")), (503, true), "{message}");
+    assert!(storing.recv().await.unwrap().is_trial);
+    assert!(storing.try_recv().is_err(), "what is not recorded is not stored");
+    stack.log.fail(false);
+    validated.recv().await.unwrap();
     let answer = stack.post(MANAGER, "/v1/policies", &pack()).await;
     assert_eq!((answer.status.as_u16(), &answer.json()["version"]), (201, &json!(other())), "{}", answer.text);
     let bundle = validated.recv().await.unwrap().bundle;
+    assert!(storing.recv().await.unwrap().is_trial);
     let store = storing.recv().await.unwrap();
     assert_eq!((&store.bundle, &store.summary.version, store.account), (&bundle, &other(), None));
+    assert!(!store.is_trial);
     *is_new.lock().unwrap() = false;
-    assert_eq!(stack.post(MANAGER, "/v1/policies", &pack()).await.status, 201);
+    let again = stack.post(MANAGER, "/v1/policies", &pack()).await;
+    assert_eq!((again.status.as_u16(), &again.json()["version"]), (200, &json!(other())));
+    assert!(storing.recv().await.unwrap().is_trial && storing.try_recv().is_err());
     let lines = stack.lines().await;
-    assert_eq!(types(&lines), ["policy.published", "policy.published"]);
+    assert_eq!(types(&lines), ["policy.published"]);
     assert_eq!((&lines[0]["policy_version"], &lines[0]["details"]["cases"]), (&json!(other()), &json!(412)));
-    assert_eq!((&lines[0]["details"]["again"], &lines[1]["details"]["again"]), (&Value::Null, &json!(true)));
     assert_eq!(lines[0]["actor"]["key_id"], json!(key(MANAGER).id()));
 }
 
 #[tokio::test]
 async fn a_pack_with_faults_is_a_422_with_file_line_and_rule_and_is_not_stored() {
     let mut stack = Stack::start().await;
+    may_publish(&mut stack).await;
     let reply: Arc<Mutex<ValidatePolicyReply>> = Arc::new(Mutex::new(serde_json::from_str(INVALID).unwrap()));
     let replying = Arc::clone(&reply);
     stack.serve::<ValidatePolicy>(move |_| replying.lock().unwrap().clone()).await;
@@ -144,6 +173,7 @@ async fn a_pack_with_faults_is_a_422_with_file_line_and_rule_and_is_not_stored()
 async fn an_activation_is_tried_then_recorded_then_made() {
     let mut stack = Stack::with(|config| config.request_budget = Duration::from_millis(500)).await;
     stack.serve::<MaskText>(|mask| MaskTextReply { text: mask.text.replace("hunter2", "***") }).await;
+    stack.serve::<ComparePolicies>(|_| stricter()).await;
     let mut calls = stack.serve::<ActivatePolicy>(|_| activated(true)).await;
     let body = json!({"environment": "staging", "reason": "try hunter2", "expected": other()});
     stack.log.fail(true);
@@ -183,6 +213,7 @@ async fn what_is_refused_or_active_already_has_no_line() {
 #[tokio::test]
 async fn nothing_is_activated_while_a_process_cannot_read_the_line() {
     let mut stack = Stack::with(|config| config.single_process = false).await;
+    stack.serve::<ComparePolicies>(|_| stricter()).await;
     let mut calls = stack.serve::<ActivatePolicy>(|_| activated(true)).await;
     let answer = stack.post(MANAGER, ACTIVATE, &json!({})).await;
     assert_eq!(answer.refusal(), (503, "unavailable".to_owned()));
@@ -194,8 +225,14 @@ async fn nothing_is_activated_while_a_process_cannot_read_the_line() {
 async fn a_rollback_is_recorded_as_one_in_the_operators_log_where_it_is_of_every_account() {
     let mut stack = Stack::start().await;
     let rolled_back = include_str!("../../../contract/fixtures/activation_rolled_back.json");
-    let done =
-        ActivationDone { activation: serde_json::from_str(rolled_back).unwrap(), is_new: true, retention_days: 7 };
+    let done = ActivationDone {
+        activation: serde_json::from_str(rolled_back).unwrap(),
+        is_new: true,
+        retention_days: 7,
+        replaces: Vec::new(),
+        is_outdated: false,
+        proposal: None,
+    };
     let mut calls = stack.serve::<RollbackPolicy>(move |_| ManageReply::Done(done.clone())).await;
     let answer = stack.post(OPERATOR, "/v1/policies/rollback", &json!({"floor": true})).await;
     assert_eq!((answer.status.as_u16(), &answer.json()["kind"]), (200, &json!("rolled_back")), "{}", answer.text);
@@ -340,13 +377,17 @@ async fn a_check_that_asks_for_a_version_is_decided_by_it_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_version_that_became_active_just_now_is_found_without_a_notice() {
+async fn a_check_that_asks_for_a_version_is_answered_by_a_later_one_of_its_pack() {
     let stack = Stack::start().await;
     let active = decided_by(&stack);
-    stack.services.change(TENANT, |identity| identity.rules.policy.default = Some(other()));
-    assert_eq!(stack.check(&json!({"goal": "g"})).await.status, 503, "and the identity is cached");
-    stack.services.change(TENANT, |identity| identity.rules.policy.default = Some(active.clone()));
-    assert_eq!(check_by(&stack, active.as_str()).await.status, 200);
+    let (pack, _) = active.as_str().split_once('@').unwrap();
+    for (wanted, status) in [
+        (format!("{pack}@0.0.1+0123456789ab"), 200),
+        (format!("{pack}@99.0.0+0123456789ab"), 503),
+        ("other@0.0.1+0123456789ab".to_owned(), 503),
+    ] {
+        assert_eq!(check_by(&stack, &wanted).await.status, status, "{wanted}");
+    }
 }
 
 #[tokio::test]
@@ -372,4 +413,37 @@ async fn a_decision_is_not_given_again_once_another_policy_or_a_floor_is_active(
     assert!(until(200).await);
     stack.services.change(TENANT, |identity| identity.rules.floor = Some(other()));
     assert!(until(503).await);
+}
+
+#[tokio::test]
+async fn a_bad_request_is_reviewed_by_the_version_that_would_decide_it() {
+    let mut stack = Stack::start().await;
+    let mut reviews = stack
+        .serve::<ReviewRequest>(|_| ReviewReply { errors: vec![FieldError::new("constraints[0]", "must be a window")] })
+        .await;
+    let own = decided_by(&stack);
+    stack.services.change(TENANT, |identity| {
+        identity.rules.policy.default = Some(other());
+        identity.rules.policy.environments.insert("production".to_owned(), own.clone());
+    });
+    let bad = |more: &Value| {
+        let mut body = json!({"goal": "", "constraints": ["allowed_change_window: pay_hours"]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    for (more, version) in [
+        (json!({}), other()),
+        (json!({"environment": 5}), other()),
+        (json!({"environment": "staging"}), other()),
+        (json!({"environment": "prod"}), own.clone()),
+        (json!({"environment": " ", "context": {"environment": "prod"}}), own.clone()),
+    ] {
+        let refused = stack.check(&bad(&more)).await;
+        assert!(refused.bad_fields().contains(&"constraints[0]".to_owned()), "{}", refused.text);
+        assert_eq!(reviews.recv().await.unwrap().policy, Some(version), "{more}");
+    }
+    let request = stack.request_as(OPERATOR, Method::POST, "/check").header("content-type", "application/json");
+    stack.services.change(OPERATOR, |identity| identity.scopes = [stage0_contract::Scope::Check].into());
+    send(request.body(bad(&json!({})).to_string())).await;
+    assert_eq!(reviews.recv().await.unwrap().policy, None, "the evaluators' own");
 }
