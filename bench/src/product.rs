@@ -167,6 +167,7 @@ impl Installation {
             caps: CapChanges::default(),
             approvals: None,
             four_eyes: None,
+            policy_changes: None,
         };
         self.manage(&update).await.map(drop)
     }

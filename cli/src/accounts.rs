@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use stage0_contract::{Account, AccountCreated, AccountId, ApprovalMode, Page, Plan, UNLIMITED};
+use stage0_contract::{Account, AccountCreated, AccountId, ApprovalMode, Page, Plan, PolicyChanges, UNLIMITED};
 
 use crate::args::Json;
 use crate::args::accounts::{AccountsCommand, OwnLimits, Retention};
@@ -22,10 +22,11 @@ pub(crate) fn run(command: &AccountsCommand, settings: &ClientSettings) -> anyho
             show(&change(&client, account, &json!({"plan": plan}))?, *json)
         }
         AccountsCommand::SetLimits { account, limits, json } => set_limits(&client, account, limits, *json),
-        AccountsCommand::Update { account, approvals, four_eyes, json } => {
+        AccountsCommand::Update { account, approvals, four_eyes, policy_changes, json } => {
             let mut body = json!({});
             set(&mut body, "approvals", approvals.map(ApprovalMode::as_str));
             set(&mut body, "four_eyes", *four_eyes);
+            set(&mut body, "policy_changes", policy_changes.map(PolicyChanges::as_str));
             show(&change(&client, account, &body)?, *json)
         }
         AccountsCommand::RequireRunId { account, switch, json } => {
@@ -118,6 +119,7 @@ fn show(account: &Account, as_json: bool) -> anyhow::Result<()> {
             ("own limits", if limits.is_empty() { "the plan's".to_owned() } else { limits }),
             ("run id", if account.require_run_id { "required" } else { "not required" }.to_owned()),
             ("approvals", approvals_of(account)),
+            ("policy changes", account.policy_changes.as_str().to_owned()),
         ])
     })
 }

@@ -31,6 +31,9 @@ pub(crate) fn for_people(decision: &Decision) -> String {
     section("Questions", &decision.clarifying_questions);
     lines.push(format!("\nrisk     {} of 100", decision.risk_score));
     lines.push(format!("policy   {}", decision.policy_version));
+    if let Some(floor) = &decision.floor_version {
+        lines.push(format!("floor    {floor}"));
+    }
     lines.join("\n")
 }
 

@@ -19,6 +19,7 @@ use stage0_audit_export::AuditExport;
 use stage0_backplane::embedded::{Bus, LogHistory};
 use stage0_backplane::{Backplane, RequestError};
 use stage0_contract::{ApprovalMode, KeystoreStatus, PolicyVersion, Role};
+use stage0_evaluator::LoadedPolicies;
 use stage0_gateway::{Gateway, GatewayConfig};
 use stage0_keystore::{Health, JOURNAL_FILE, Keystore};
 use stage0_runtime::heartbeat::HeartbeatTask;
@@ -60,7 +61,7 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
         let probe = probes::gateway(bus.connect(), audit, Some(exporter.lag()));
         let probe = probes::with_policies(probe, evaluator.policies());
         let url = format!("https://{}{base_path}", reachable(gateway.addr()));
-        let policy = evaluator.active().clone();
+        let (policy, policies) = (evaluator.active().clone(), evaluator.policies());
 
         let gateway_stop = stop.child_token();
         let exporter_stop = CancellationToken::new();
@@ -78,7 +79,8 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
             drop(ended);
             Ok(served?)
         });
-        let start = Start { data_dir: &data_dir, ca: &ca, url, policy: &policy, approvals: options.approvals };
+        let approvals = options.approvals;
+        let start = Start { data_dir: &data_dir, ca: &ca, url, policy: &policy, policies, approvals };
         let served = match open(&bus.connect(), start).await {
             Ok(()) => {
                 let heartbeat = HeartbeatTask::start(&health, &Role::ALL, bus.connect(), probe, &gateway_stop);
@@ -113,17 +115,19 @@ struct Start<'a> {
     ca: &'a Path,
     url: String,
     policy: &'a PolicyVersion,
+    policies: LoadedPolicies,
     /// The wanted mode; `None` leaves the account's.
     approvals: Option<ApprovalMode>,
 }
 
 /// From "bound" to "ready". Files first, then the banner: a program that waits for the banner finds the files.
 async fn open(backplane: &Backplane, start: Start<'_>) -> anyhow::Result<()> {
-    let Start { data_dir, ca, url, policy, approvals } = start;
+    let Start { data_dir, ca, url, policy, policies, approvals } = start;
     keystore_serves(backplane).await.context("the keystore does not answer")?;
     let Access { account, api_key, operator_key, approvals } = access::secure(backplane, data_dir, approvals).await?;
     let ca_file = ca.canonicalize().context("cannot find the CA file")?;
     let dev = DevFile { url, ca_file, api_key, operator_key, account };
+    policies.preloaded().await;
     dev.write(data_dir)?;
     out::line(banner::banner(&dev.url, data_dir, ca, policy, approvals)).context("cannot write to standard output")?;
     tracing::info!(version = VERSION, url = dev.url, policy_version = %policy, "ready");

@@ -1,8 +1,10 @@
-//! `stage0 policy publish`, `activate`, `rollback`, `history`, `list` and `show`: packs on a server.
+//! `stage0 policy publish`, `activate`, `rollback` and the other commands about packs on a server.
 //!
 //! A pack is loaded here before it is sent, so that its faults are shown where they stand in its files. What the server
 //! then finds wrong is its own release's view of it.
 
+mod compare;
+mod proposals;
 mod show;
 
 use std::time::Duration;
@@ -16,7 +18,9 @@ use stage0_contract::{
 use stage0_policy::Pack;
 use tokio::time::Instant;
 
-use crate::args::policies::{ActivateArgs, HistoryArgs, OfAccount, PlaceArgs, PoliciesCommand, PublishArgs, ShowArgs};
+use crate::args::policies::{
+    ActivateArgs, DeleteArgs, HistoryArgs, OfAccount, PlaceArgs, PoliciesCommand, PublishArgs, ShowArgs,
+};
 use crate::client::{Client, ClientError, Credential, Limit, Query, Target, parse, runtime};
 use crate::exit::Exit;
 use crate::keys::set;
@@ -37,10 +41,17 @@ pub(crate) fn run(command: &PoliciesCommand, settings: &ClientSettings) -> anyho
         match command {
             PoliciesCommand::Publish(args) => publish(args, settings).await,
             PoliciesCommand::Activate(args) => activate(args, settings).await,
+            PoliciesCommand::Compare(args) => compare::compare(args, settings).await,
             PoliciesCommand::Rollback(args) => rollback(&args.place, settings).await.map(|()| Exit::Done),
             PoliciesCommand::History(args) => history(args, settings).await.map(|()| Exit::Done),
             PoliciesCommand::List(of) => list(of, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Active(of) => active(of, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Delete(args) => delete(args, settings).await.map(|()| Exit::Done),
             PoliciesCommand::Show(args) => show(args, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Proposals(args) => proposals::list(args, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Approve(args) => proposals::approve(args, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Deny(args) => proposals::deny(args, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Cancel(args) => proposals::cancel(args, settings).await.map(|()| Exit::Done),
         }
     })
 }
@@ -75,7 +86,7 @@ async fn publish(PublishArgs { dir, of }: &PublishArgs, settings: &ClientSetting
     }
     let client = connect(settings, settings.timeout_or(PUBLISH_TIMEOUT))?;
     let mut body = json!(bundle);
-    set(&mut body, "account", account(of, &client).map(AccountId::as_str));
+    set_owner(&mut body, of, &client);
     let answer: Value = client.call(Method::POST, &POLICIES, &[], Some(&body)).await?;
     if of.json {
         out::json(&answer)?;
@@ -87,15 +98,30 @@ async fn publish(PublishArgs { dir, of }: &PublishArgs, settings: &ClientSetting
     Ok(Exit::Done)
 }
 
-async fn activate(
-    ActivateArgs { version, place, wait }: &ActivateArgs,
-    settings: &ClientSettings,
-) -> anyhow::Result<Exit> {
-    let client = connect(settings, settings.timeout)?;
+async fn activate(args: &ActivateArgs, settings: &ClientSettings) -> anyhow::Result<Exit> {
+    let ActivateArgs { version, place, accept_flips, diff_digest, wait } = args;
+    let client = connect(settings, settings.timeout_or(compare::COMPARE_TIMEOUT))?;
     let version = resolve(&client, version, &place.of).await?;
     let [v1, policies] = POLICIES;
     let path = [v1, policies, version.as_str(), "activate"];
-    let answer: Value = client.call(Method::POST, &path, &[], Some(&body_of(place, &client))).await?;
+    let mut body = body_of(place, &client).await?;
+    set(&mut body, "accept_flips", *accept_flips);
+    set(&mut body, "diff_digest", diff_digest.as_deref());
+    let answer: Value = match client.call(Method::POST, &path, &[], Some(&body)).await {
+        Ok(answer) => answer,
+        Err(error) => match compare::flips(&error) {
+            Some(flips) => return compare::refused(&client, &version, args, flips, error).await,
+            None => return Err(error.into()),
+        },
+    };
+    if let Some(proposed) = proposals::of_answer(&answer) {
+        if place.of.json {
+            out::json(&answer)?;
+        } else {
+            out::line(proposals::waits(&proposed))?;
+        }
+        return Ok(if *wait { Exit::Failed } else { Exit::Done });
+    }
     changed(&answer, place)?;
     if !wait {
         return Ok(Exit::Done);
@@ -112,21 +138,27 @@ async fn activate(
 async fn rollback(place: &PlaceArgs, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = connect(settings, settings.timeout)?;
     let [v1, policies] = POLICIES;
-    let body = body_of(place, &client);
+    let body = body_of(place, &client).await?;
     let answer: Value = client.call(Method::POST, &[v1, policies, "rollback"], &[], Some(&body)).await?;
     changed(&answer, place)
 }
 
-fn body_of(place: &PlaceArgs, client: &Client) -> Value {
+async fn body_of(place: &PlaceArgs, client: &Client) -> anyhow::Result<Value> {
     let PlaceArgs { environment, floor, reason, expected, of } = place;
     let mut body = json!({});
     set(&mut body, "environment", environment.as_deref());
     set(&mut body, "floor", floor.then_some(true));
     set(&mut body, "reason", reason.as_deref());
+    let expected = match expected {
+        Some(expected) => Some(resolve(client, expected, of).await?),
+        None => None,
+    };
     set(&mut body, "expected", expected.as_ref().map(PolicyVersion::as_str));
     // The floor is of every account.
-    set(&mut body, "account", account(of, client).filter(|_| !floor).map(AccountId::as_str));
-    body
+    if !floor {
+        set_owner(&mut body, of, client);
+    }
+    Ok(body)
 }
 
 fn changed(answer: &Value, place: &PlaceArgs) -> anyhow::Result<()> {
@@ -134,11 +166,18 @@ fn changed(answer: &Value, place: &PlaceArgs) -> anyhow::Result<()> {
         return out::json(answer);
     }
     let activation: Activation = parse(answer)?;
-    let what = match activation.kind {
+    let what = outcome(answer, activation.kind);
+    Ok(out::line(format!("{what}\n{}", show::activation(&activation)))?)
+}
+
+fn outcome(answer: &Value, kind: ActivationKind) -> &'static str {
+    match kind {
+        ActivationKind::Activated | ActivationKind::RolledBack if answer["unchanged"] == true => {
+            "nothing changed: it is active already"
+        }
         ActivationKind::Activated => "activated",
         ActivationKind::RolledBack => "rolled back",
-    };
-    Ok(out::line(format!("{what}\n{}", show::activation(&activation)))?)
+    }
 }
 
 /// Waits until every evaluator has loaded a version; the names of those that have not in time.
@@ -168,7 +207,7 @@ async fn wait_for(client: &Client, version: &PolicyVersion, of: &OfAccount) -> R
 async fn history(HistoryArgs { limit, of }: &HistoryArgs, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = connect(settings, settings.timeout)?;
     let [v1, policies] = POLICIES;
-    let query = Query::default().with("account", account(of, &client));
+    let query = whose(of, &client);
     let limit = Limit { items: *limit, per_page: PAGE_SIZE };
     let changes: Page<Value> = client.list(&[v1, policies, "history"], &query, Some(limit)).await?;
     if of.json {
@@ -190,15 +229,51 @@ async fn list(of: &OfAccount, settings: &ClientSettings) -> anyhow::Result<()> {
     if policies.items.is_empty() {
         out::stderr_line("no policy is published");
     }
-    let [v1, all] = POLICIES;
-    let query = Query::default().with("account", account(of, &client));
-    let in_force: PoliciesInForce = client.call(Method::GET, &[v1, all, "active"], &query.pairs(), None).await?;
+    let in_force: PoliciesInForce = parse(&in_force(&client, of).await?)?;
     let policies = policies.items.iter().map(parse::<PublishedPolicy>).collect::<Result<Vec<_>, _>>()?;
     Ok(show::list(&policies, &in_force).print()?)
 }
 
+async fn active(of: &OfAccount, settings: &ClientSettings) -> anyhow::Result<()> {
+    let client = connect(settings, settings.timeout)?;
+    let in_force = in_force(&client, of).await?;
+    if of.json {
+        return out::json(&in_force);
+    }
+    Ok(show::in_force(&parse(&in_force)?).print()?)
+}
+
+async fn in_force(client: &Client, of: &OfAccount) -> Result<Value, ClientError> {
+    let [v1, policies] = POLICIES;
+    client.call(Method::GET, &[v1, policies, "active"], &whose(of, client).pairs(), None).await
+}
+
+async fn delete(DeleteArgs { version, of }: &DeleteArgs, settings: &ClientSettings) -> anyhow::Result<()> {
+    let client = connect(settings, settings.timeout)?;
+    let version = resolve(&client, version, of).await?;
+    let [v1, policies] = POLICIES;
+    let path = [v1, policies, version.as_str()];
+    client.send(Method::DELETE, &path, &whose(of, &client).pairs(), None).await?.successful()?;
+    if of.json {
+        return out::json(&json!({"deleted": version}));
+    }
+    Ok(out::line(format!("deleted {version}"))?)
+}
+
+/// Whose policies a query is about.
+fn whose(of: &OfAccount, client: &Client) -> Query {
+    let all = of.all_accounts.then_some(true);
+    Query::default().with("account", account(of, client)).with("all_accounts", all)
+}
+
+/// Whose policies a body changes.
+fn set_owner(body: &mut Value, of: &OfAccount, client: &Client) {
+    set(body, "account", account(of, client).map(AccountId::as_str));
+    set(body, "all_accounts", of.all_accounts.then_some(true));
+}
+
 async fn published(client: &Client, of: &OfAccount) -> anyhow::Result<Page<Value>> {
-    let query = Query::default().with("account", account(of, client));
+    let query = whose(of, client);
     Ok(client.list(&POLICIES, &query, None).await?)
 }
 
@@ -214,7 +289,7 @@ async fn show(ShowArgs { version, files, of }: &ShowArgs, settings: &ClientSetti
 
 async fn fetch(client: &Client, version: &PolicyVersion, of: &OfAccount, files: bool) -> Result<Value, ClientError> {
     let [v1, policies] = POLICIES;
-    let query = Query::default().with("account", account(of, client)).with("files", files.then_some(true));
+    let query = whose(of, client).with("files", files.then_some(true));
     client.call(Method::GET, &[v1, policies, version.as_str()], &query.pairs(), None).await
 }
 
@@ -277,18 +352,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_active_already_is_not_printed_as_activated() {
+        assert_eq!(outcome(&json!({}), ActivationKind::Activated), "activated");
+        assert_eq!(outcome(&json!({"unchanged": false}), ActivationKind::RolledBack), "rolled back");
+        for kind in [ActivationKind::Activated, ActivationKind::RolledBack] {
+            assert_eq!(outcome(&json!({"unchanged": true}), kind), "nothing changed: it is active already");
+        }
+    }
+
+    #[test]
     fn the_floor_is_of_no_account_and_of_no_environment() {
         for wrong in [
             &["activate", "a@1.0.0", "--floor", "--environment", "prod"][..],
             &["activate", "a@1.0.0", "--floor", "--account", "acc"],
             &["activate", "a@1.0.0", "--all-accounts", "--account", "acc"],
             &["activate"],
-            &["rollback", "--expected", "a@1.0.0"],
             &["history", "--limit", "0"],
         ] {
             assert!(parsed(wrong).is_err(), "{wrong:?}");
         }
         assert!(parsed(&["activate", "a@1.0.0", "--floor", "--reason", "r"]).is_ok());
-        assert!(parsed(&["rollback", "--expected", "a@1.0.0+000000000001"]).is_ok());
+        assert!(parsed(&["rollback", "--expected", "a@1.0.0"]).is_ok());
     }
 }

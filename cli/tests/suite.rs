@@ -33,6 +33,8 @@ mod policies;
 mod policy;
 #[path = "suite/policy_diff.rs"]
 mod policy_diff;
+#[path = "suite/policy_gate.rs"]
+mod policy_gate;
 #[path = "suite/policy_reports.rs"]
 mod policy_reports;
 #[path = "suite/policy_writing.rs"]

@@ -1,7 +1,7 @@
 //! Arguments of `stage0 accounts`.
 
 use clap::{ArgGroup, Args, Subcommand};
-use stage0_contract::{AccountId, ApprovalMode, Change, Plan, UNLIMITED};
+use stage0_contract::{AccountId, ApprovalMode, Change, Plan, PolicyChanges, UNLIMITED};
 
 use super::Json;
 
@@ -60,8 +60,9 @@ Decisions older than a shortened retention are hidden at once and then deleted."
         #[arg(long)]
         json: bool,
     },
-    /// Changes whose approvals count, and whether owners may approve
-    #[command(group = ArgGroup::new("change").required(true).multiple(true).args(["approvals", "four_eyes"]))]
+    /// Changes whose approvals count, whether owners may approve, and who activates policies
+    #[command(group = ArgGroup::new("change").required(true).multiple(true)
+        .args(["approvals", "four_eyes", "policy_changes"]))]
     Update {
         /// Id of the account
         #[arg(value_parser = AccountId::parse)]
@@ -73,6 +74,10 @@ Decisions older than a shortened retention are hidden at once and then deleted."
         /// itself may not
         #[arg(long, value_name = "SWITCH", value_parser = on_or_off, action = clap::ArgAction::Set)]
         four_eyes: Option<bool>,
+        /// Who activates a policy: `single`, one key with `policies:manage`, or `second_member`, one key and a member
+        /// who is another person
+        #[arg(long, value_name = "MODE", value_parser = policy_changes)]
+        policy_changes: Option<PolicyChanges>,
         /// Prints JSON
         #[arg(long)]
         json: bool,
@@ -156,6 +161,10 @@ pub(crate) struct Retention {
 
 fn plan(text: &str) -> Result<Plan, String> {
     Plan::parse(text).ok_or_else(|| "must be free, pro or unlimited".to_owned())
+}
+
+fn policy_changes(text: &str) -> Result<PolicyChanges, String> {
+    PolicyChanges::parse(text).ok_or_else(|| "must be `single` or `second_member`".to_owned())
 }
 
 pub(crate) fn approval_mode(text: &str) -> Result<ApprovalMode, String> {

@@ -3,10 +3,28 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use stage0_contract::{AccountId, PolicyVersion};
+use stage0_contract::AccountId;
+
+pub(crate) mod proposals;
+
+use proposals::{DecideArgs, DenyArgs, ProposalsArgs};
 
 /// The names of these commands, which take the settings of a connection.
-pub(crate) const POLICY_SERVER_COMMANDS: [&str; 6] = ["publish", "activate", "rollback", "history", "list", "show"];
+pub(crate) const POLICY_SERVER_COMMANDS: [&str; 13] = [
+    "publish",
+    "activate",
+    "rollback",
+    "history",
+    "list",
+    "show",
+    "active",
+    "delete",
+    "compare",
+    "proposals",
+    "approve",
+    "deny",
+    "cancel",
+];
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoliciesCommand {
@@ -23,13 +41,25 @@ Example:
     Publish(PublishArgs),
     /// Makes a published pack decide: every check of the account, or those in one environment
     #[command(after_help = "\
-It holds at every gateway within a second. Takes `name@1.0.0` or the whole version. Uses the same keys as `publish`.
+It holds at every gateway within a second. Takes `name@1.0.0` or the whole version. What is looser than what decides
+there now is refused with the cases, rules and words, until it is accepted by its number. Uses the same keys as
+`publish`.
 
 Examples:
   stage0 policy activate my-pack@1.2.0 --environment staging --reason 'try the limit of refunds'
   stage0 policy activate my-pack@1.2.0 --wait
+  stage0 policy activate my-pack@1.2.0 --accept-flips 3 --reason 'partners may refund 600'
   stage0 policy activate house-rules@3.0.0 --floor --key-file operator.key")]
     Activate(ActivateArgs),
+    /// Shows what changes if a published pack takes the place of another, or of what decides now
+    #[command(after_help = "\
+Takes `name@1.0.0` or the whole version. Anything looser is exit code 1. Uses the same keys as `publish`.
+
+Examples:
+  stage0 policy compare my-pack@1.2.0
+  stage0 policy compare my-pack@1.2.0 --environment staging
+  stage0 policy compare my-pack@1.2.0 --from my-pack@1.1.0 --json")]
+    Compare(CompareArgs),
     /// Makes active what was active before the last activation
     #[command(after_help = "\
 Uses the same keys as `publish`.
@@ -51,6 +81,20 @@ Uses the same keys as `publish`.
 Example:
   stage0 policy list")]
     List(OfAccount),
+    /// Shows what decides now: by environment, whose it is, and the floor
+    #[command(after_help = "\
+Uses the same keys as `publish`.
+
+Example:
+  stage0 policy active")]
+    Active(OfAccount),
+    /// Deletes a published pack that is not active and that no rollback leads to
+    #[command(after_help = "\
+Takes `name@1.0.0` or the whole version. Uses the same keys as `publish`.
+
+Example:
+  stage0 policy delete my-pack@1.0.0")]
+    Delete(DeleteArgs),
     /// Shows a published pack, and which evaluators have it
     #[command(after_help = "\
 Takes `name@1.0.0` or the whole version. Uses the same keys as `publish`.
@@ -59,15 +103,44 @@ Examples:
   stage0 policy show my-pack@1.2.0
   stage0 policy show my-pack@1.2.0 --files --json")]
     Show(ShowArgs),
+    /// Lists activations that wait for a second member, and those that waited
+    #[command(after_help = "\
+Where an account wants it (`stage0 accounts update --policy-changes second_member`), `activate` only proposes. Uses the
+same keys as `publish`.
+
+Example:
+  stage0 policy proposals --status pending")]
+    Proposals(ProposalsArgs),
+    /// Approves a proposed activation, as a member who is another person than the one that proposed it
+    #[command(after_help = "\
+Needs the key of a member with `policies:manage`. Look first at what it changes: `stage0 policy compare`.
+
+Example:
+  stage0 policy approve prop_0123456789abcdef --reason 'as we agreed'")]
+    Approve(DecideArgs),
+    /// Denies a proposed activation
+    #[command(after_help = "\
+Needs the key of a member with `policies:manage`.
+
+Example:
+  stage0 policy deny prop_0123456789abcdef --reason 'partners need more'")]
+    Deny(DenyArgs),
+    /// Takes a proposed activation back
+    #[command(after_help = "\
+Uses the same keys as `publish`: the one that proposed it, a member's, or the operator's.
+
+Example:
+  stage0 policy cancel prop_0123456789abcdef")]
+    Cancel(DecideArgs),
 }
 
 /// Whose policies, and in which form they are printed.
 #[derive(Debug, Args)]
 pub(crate) struct OfAccount {
-    /// Account; needs an operator's key
+    /// Account, with an operator's key; the account of `stage0 dev` where dev.json names one
     #[arg(long, value_parser = AccountId::parse)]
     pub(crate) account: Option<AccountId>,
-    /// The operator's own, for every account; needs an operator's key
+    /// Every account; needs an operator's key, which changes nothing without this, --account or --floor
     #[arg(long, conflicts_with = "account")]
     pub(crate) all_accounts: bool,
     /// Prints JSON
@@ -97,8 +170,8 @@ pub(crate) struct PlaceArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
     /// The version that is active now: if another one is, nothing changes
-    #[arg(long, value_name = "VERSION", value_parser = PolicyVersion::parse)]
-    pub(crate) expected: Option<PolicyVersion>,
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) expected: Option<String>,
     #[command(flatten)]
     pub(crate) of: OfAccount,
 }
@@ -109,9 +182,36 @@ pub(crate) struct ActivateArgs {
     pub(crate) version: String,
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
-    /// Returns when every evaluator has loaded it; exit code 1 if one has not within a minute
+    /// Accepts so many looser changes, as `stage0 policy compare` counts them; needs --reason
+    #[arg(long, value_name = "N", requires = "reason")]
+    pub(crate) accept_flips: Option<u64>,
+    /// The digest of the difference that was reviewed: if it is another one now, nothing changes
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) diff_digest: Option<String>,
+    /// Returns when every evaluator has loaded it; exit code 1 if one has not within a minute, or if it waits for a
+    /// second member
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The new version, as `stage0 policy list` lists it; the digest may be left out
+    pub(crate) version: String,
+    /// The old version; without it, what decides now
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) from: Option<String>,
+    /// What decides in this environment
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub(crate) environment: Option<String>,
+    /// The floor
+    #[arg(long, conflicts_with_all = ["from", "environment"])]
+    pub(crate) floor: bool,
+    /// Ends with exit code 0 even if something is looser
+    #[arg(long)]
+    pub(crate) allow_looser: bool,
+    #[command(flatten)]
+    pub(crate) of: OfAccount,
 }
 
 #[derive(Debug, Args)]
@@ -125,6 +225,14 @@ pub(crate) struct HistoryArgs {
     /// Most changes to list
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
+    #[command(flatten)]
+    pub(crate) of: OfAccount,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The version, as `stage0 policy list` lists it; the digest may be left out
+    pub(crate) version: String,
     #[command(flatten)]
     pub(crate) of: OfAccount,
 }

@@ -139,6 +139,7 @@ impl Keystore<'_> {
             require_run_id: None,
             approvals: Some(approvals),
             four_eyes: None,
+            policy_changes: None,
             caps: CapChanges::default(),
         };
         let account = self.manage(&update).await.context("cannot switch the account's approvals")?;
@@ -164,6 +165,7 @@ impl Keystore<'_> {
         match self.backplane.requests.request(call, ANSWER_TIMEOUT).await.context("the keystore does not answer")? {
             ManageReply::Done(done) => Ok(done),
             ManageReply::Refused(Refusal::NotFound) => bail!("the keystore does not know it"),
+            ManageReply::Refused(Refusal::Missing(what)) => bail!("{what}"),
             ManageReply::Refused(Refusal::ScopeMissing(scope)) => bail!("the operator's key lacks the scope `{scope}`"),
             ManageReply::Refused(Refusal::Invalid(_)) => bail!("the keystore finds the call invalid"),
             ManageReply::Refused(Refusal::Conflict(why)) => bail!("{why}"),

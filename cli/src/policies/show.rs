@@ -89,6 +89,27 @@ pub(super) fn list(policies: &[PublishedPolicy], in_force: &PoliciesInForce) -> 
     table
 }
 
+/// What decides where, and whose choice it is.
+pub(super) fn in_force(in_force: &PoliciesInForce) -> Table {
+    let PoliciesInForce { effective, own, floor, .. } = in_force;
+    let mut table = Table::new(["WHERE", "VERSION", "ACTIVATED BY"]).shrinkable(&[(1, 20)]);
+    let by = |is_own: bool| if is_own { "the account" } else { "the operator, for every account" }.to_owned();
+    let own_pack = "the evaluators' own (`stage0 status` names it)";
+    let (default, default_by) = match &effective.default {
+        Some(version) => (version.to_string(), by(own.default.as_ref() == Some(version))),
+        None => (own_pack.to_owned(), "the start of the evaluators".to_owned()),
+    };
+    table.row(["default".to_owned(), default, default_by]);
+    for (environment, version) in &effective.environments {
+        let is_own = own.environments.get(environment) == Some(version);
+        table.row([format!("environment {}", plain(environment)), version.to_string(), by(is_own)]);
+    }
+    if let Some(floor) = floor {
+        table.row(["floor, beside each".to_owned(), floor.to_string(), by(false)]);
+    }
+    table
+}
+
 /// Where a version decides.
 fn active(version: &PolicyVersion, policies: &ActivePolicies, floor: Option<&PolicyVersion>) -> Vec<String> {
     let default = policies.default.as_ref().filter(|default| *default == version).map(|_| "default".to_owned());
@@ -98,7 +119,7 @@ fn active(version: &PolicyVersion, policies: &ActivePolicies, floor: Option<&Pol
     default.into_iter().chain(environments).chain(floor).collect()
 }
 
-fn place(floor: bool, environment: Option<&str>) -> String {
+pub(super) fn place(floor: bool, environment: Option<&str>) -> String {
     match (floor, environment) {
         (true, _) => "floor".to_owned(),
         (false, Some(environment)) => format!("environment {}", plain(environment)),
@@ -107,12 +128,16 @@ fn place(floor: bool, environment: Option<&str>) -> String {
 }
 
 /// Without a version of the account's own, what stands behind it decides.
-fn named(version: Option<&PolicyVersion>) -> String {
+pub(super) fn named(version: Option<&PolicyVersion>) -> String {
     version.map_or_else(|| "none of its own".to_owned(), ToString::to_string)
 }
 
 fn by_publisher(policy: &PublishedPolicy) -> String {
-    policy.member_id.as_ref().map_or_else(|| format!("key {}", policy.key_id), ToString::to_string)
+    match (&policy.member_id, &policy.key_id) {
+        (Some(member), _) => member.to_string(),
+        (None, Some(key)) => format!("key {key}"),
+        (None, None) => "the operator".to_owned(),
+    }
 }
 
 #[cfg(test)]

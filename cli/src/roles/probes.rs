@@ -49,11 +49,18 @@ pub(crate) fn evaluator(own: Backplane, active: PolicyVersion) -> Probe {
     })
 }
 
-/// The same probe in a process that decides checks: it also says which published policies are loaded.
+/// The same probe in a process that decides checks: it also says which published policies are loaded, and is not ready
+/// before those that are active.
 pub(crate) fn with_policies(probe: Probe, policies: LoadedPolicies) -> Probe {
     Box::new(move || {
         let (report, policies) = (probe(), policies.clone());
-        Box::pin(async move { HealthReport { policies: policies.versions(), ..report.await } })
+        Box::pin(async move {
+            let mut report = HealthReport { policies: policies.versions(), ..report.await };
+            if !policies.is_preloaded() {
+                report.faults.push("the active policies are still being loaded".to_owned());
+            }
+            report
+        })
     })
 }
 
