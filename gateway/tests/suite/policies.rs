@@ -1,12 +1,13 @@
 //! Policies: in which order they are validated, stored and recorded, and what an active one does to checks.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_contract::{
-    ActivatePolicy, ActivationDone, ComparePolicies, ComparePoliciesReply, EvaluateReply, FieldError,
+    ActivatePolicy, ActivationDone, ActivationKind, ComparePolicies, ComparePoliciesReply, EvaluateReply, FieldError,
     InstanceHeartbeat, ListPolicies, ManageReply, MaskText, MaskTextReply, PolicyComparison, PolicyStored,
     PolicyVersion, PublishedPolicy, Refusal, ReviewReply, ReviewRequest, RollbackPolicy, ShowPolicy, StorePolicy,
     ValidatePolicy, ValidatePolicyReply,
@@ -239,6 +240,30 @@ async fn a_rollback_is_recorded_as_one_in_the_operators_log_where_it_is_of_every
     let trial = calls.recv().await.unwrap();
     assert!(trial.is_trial && trial.floor && !calls.recv().await.unwrap().is_trial);
     assert!(stack.lines().await.is_empty(), "the tenant's log");
+}
+
+#[tokio::test]
+async fn a_rollback_that_another_change_came_before_is_tried_again_and_a_line_says_so() {
+    let mut stack = Stack::start().await;
+    let made = AtomicUsize::new(0);
+    let mut calls = stack
+        .serve::<RollbackPolicy>(move |call| {
+            let ManageReply::Done(mut done) = activated(true) else { panic!("the fixture has changed") };
+            let made = made.fetch_add(usize::from(!call.is_trial), Ordering::SeqCst);
+            // The first one is tried before another change, and made after it.
+            done.activation.sequence = if call.is_trial && made == 0 { 4 } else { 5 };
+            done.activation.kind = ActivationKind::RolledBack;
+            done.is_outdated = call.sequence.is_some_and(|sequence| sequence != 5);
+            ManageReply::Done(done)
+        })
+        .await;
+    let answer = stack.post(MANAGER, "/v1/policies/rollback", &json!({})).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["sequence"]), (200, &json!(5)), "{}", answer.text);
+    let asked: Vec<_> = std::iter::from_fn(|| calls.try_recv().ok()).map(|one| one.sequence).collect();
+    assert_eq!(asked, [None, Some(4), None, Some(5)]);
+    let lines = stack.lines().await;
+    assert_eq!(types(&lines), ["policy.rolled_back", "policy.not_changed", "policy.rolled_back"]);
+    assert_eq!(lines[1]["details"]["event_id"], lines[0]["event_id"]);
 }
 
 #[tokio::test]

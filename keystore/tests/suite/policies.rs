@@ -249,7 +249,12 @@ async fn an_activation_is_in_the_identity_of_its_accounts_keys_until_it_is_rolle
     );
     assert!(matches!(refused(running.ask(&back).await), Refusal::Conflict(_)), "a repeated call goes back once");
     assert_eq!(decides(&running, &checks, None).await[0], Some(acme(1)));
-    done(running.ask(&roll_back(&caller)).await);
+    // One that was tried before another change is not made.
+    let late = RollbackPolicy { sequence: Some(undone.sequence), ..roll_back(&caller) };
+    assert!(done(running.ask(&late).await).is_outdated);
+    assert_eq!(decides(&running, &checks, None).await[0], Some(acme(1)));
+    let next = RollbackPolicy { sequence: Some(undone.sequence + 1), ..late };
+    assert!(!done(running.ask(&next).await).is_outdated);
     assert_eq!(decides(&running, &checks, None).await[0], None);
     assert!(matches!(refused(running.ask(&roll_back(&caller)).await), Refusal::Conflict(_)));
     assert_eq!(decides(&running, &checks, Some("staging")).await[0], Some(acme(2)), "which has its own");
