@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 
 use crate::limit::MemoryLimit;
@@ -142,6 +142,8 @@ impl Process {
     /// SIGSTOP: it is there, and does nothing.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        // The signal takes a moment to reach every thread.
+        waitpid(Some(Pid::from_child(&self.child)), WaitOptions::UNTRACED).expect("the process stops");
     }
 
     /// Resumes a frozen process (SIGCONT).
