@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     AccountId, ActivePolicies, ApprovalId, CheckRequest, GrantId, Holder, IssueCode, KeyId, LineType, MemberId,
-    PolicyVersion, RequestId, Scopes, Severity, Stop, StopId,
+    PolicyCandidate, PolicyVersion, RequestId, Scopes, Severity, Stop, StopId,
 };
 
 pub use digest::{ActionDigest, VOLATILE_CONTEXT_MEMBERS, VOLATILE_CONTEXT_PREFIXES};
@@ -84,6 +84,12 @@ pub struct AccountRules {
     /// The operator's pack that is evaluated beside the one that decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<PolicyVersion>,
+    /// The account's policies that are tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<PolicyCandidate>,
+    /// Whether decisions are recorded with their facts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub record_facts: bool,
 }
 
 impl Default for AccountRules {
@@ -94,6 +100,8 @@ impl Default for AccountRules {
             stops: Vec::new(),
             policy: ActivePolicies::default(),
             floor: None,
+            candidates: Vec::new(),
+            record_facts: false,
         }
     }
 }

@@ -268,6 +268,10 @@ pub struct Account {
     /// approves it. Absent: `single`.
     #[serde(default, skip_serializing_if = "PolicyChanges::is_single")]
     pub policy_changes: PolicyChanges,
+    /// Whether its decisions are recorded with their facts, so that another policy can decide them again; absent:
+    /// false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub record_facts: bool,
 }
 
 impl Account {
@@ -334,6 +338,9 @@ pub struct UpdateAccount {
     /// Who activates a policy: `single` or `second_member`; null changes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_changes: Option<PolicyChanges>,
+    /// Whether decisions are recorded with their facts: typed, without free text; null changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record_facts: Option<bool>,
     /// Caps; [`crate::UNLIMITED`] for none.
     #[serde(flatten)]
     pub caps: CapChanges,

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    AccountId, Actor, ApiKey, ApprovalEvent, ApprovalSource, CheckRequest, Decision, FieldError, KeyId, KeyIdentity,
-    PolicyVersion, RequestId,
+    AccountId, Actor, ApiKey, ApprovalEvent, ApprovalSource, CheckRequest, Decision, FieldError, KeptFacts, KeyId,
+    KeyIdentity, PolicyVersion, RequestId,
 };
 
 mod sealed {
@@ -133,6 +133,9 @@ pub struct RedactedTexts {
     /// The request's text: only when it said `debug_store_input: true`.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::optional_members")]
     pub input: Option<Map<String, Value>>,
+    /// The facts of the decision: only where the account wants them recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Box<KeptFacts>>,
 }
 
 /// Gateway to evaluator: do these stops cover this request? For a decision that would be given again.

@@ -14,22 +14,27 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AccountId, AccountRules, ApprovalEvent, Caller, CheckRequest, EventActor, FieldError, KeyId, LineType, MemberId,
-    PolicyVersion, is_same_environment,
+    AccountId, AccountRules, Caller, CheckRequest, FieldError, KeyId, MemberId, PolicyVersion, is_same_environment,
 };
 
+mod activation;
 mod all_accounts;
 mod bundle;
+mod candidate;
 mod compare;
 mod loading;
 mod proposal;
+mod replay;
 mod shown;
 
+pub use activation::*;
 pub use all_accounts::*;
 pub use bundle::*;
+pub use candidate::*;
 pub use compare::*;
 pub use loading::*;
 pub use proposal::*;
+pub use replay::*;
 pub use shown::*;
 
 /// The most versions that an account keeps.
@@ -186,13 +191,15 @@ impl ActivePolicies {
 impl AccountRules {
     /// The version that decides this check; none: the evaluator's own.
     pub fn policy_of(&self, check: &CheckRequest) -> Option<&PolicyVersion> {
-        self.policy.of(check.environment_name())
+        self.canary_of(check).map(|canary| &canary.version).or_else(|| self.active_policy_of(check))
     }
 
     /// Why the policy of this check is unclear, where it depends on the environment: the check names none that can be
     /// read, or two.
     pub fn unclear_environment(&self, check: &CheckRequest) -> Option<FieldError> {
-        if self.policy.environments.is_empty() {
+        let canary = |candidate: &PolicyCandidate| candidate.mode == CandidateMode::Canary;
+        let of_environment = |candidate: &PolicyCandidate| canary(candidate) && candidate.environment.is_some();
+        if self.policy.environments.is_empty() && !self.candidates.iter().any(of_environment) {
             return None;
         }
         let inner = check.context.as_ref().and_then(|context| context.get("environment"));
@@ -206,7 +213,8 @@ impl AccountRules {
 
     /// Whether only an evaluator that loads published packs may decide.
     pub fn needs_published(&self) -> bool {
-        !self.policy.is_empty() || self.floor.is_some()
+        let canary = |candidate: &PolicyCandidate| candidate.mode == CandidateMode::Canary;
+        !self.policy.is_empty() || self.floor.is_some() || self.candidates.iter().any(canary)
     }
 }
 
@@ -365,217 +373,9 @@ pub struct PoliciesInForce {
     pub deployment: ActivePolicies,
     /// The operator's pack that is evaluated beside the others, and that none can be milder than; null: none.
     pub floor: Option<PolicyVersion>,
-}
-
-/// `POST /v1/policies/{version}/activate`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ActivatePolicy {
-    #[schemars(skip)]
-    pub caller: Caller,
-    /// The version: `<pack>@<semver>+<digest>`.
-    pub version: PolicyVersion,
-    /// Only the operator names another account. An operator that names none activates for every account.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<AccountId>,
-    /// Only for checks in this environment; absent or null: for those without an activation of their own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("minLength" = 1, "maxLength" = 100))]
-    pub environment: Option<String>,
-    /// True: as the floor of every account, which only the operator sets; without `account` and `environment`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    #[schemars(with = "Option<bool>", extend("default" = false))]
-    pub floor: bool,
-    /// Why, for people; secrets masked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("minLength" = 1, "maxLength" = 500))]
-    pub reason: Option<String>,
-    /// The version that is active now, as the caller believes: another one is a 409.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expected: Option<PolicyVersion>,
-    /// SHA-256 of the difference that was reviewed, in hex: another difference is a 409. It is recorded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("pattern" = "^[0-9a-f]{64}$"))]
-    pub diff_digest: Option<String>,
-    /// How much of what changes may be looser: `flips` of `GET /v1/policies/{version}/diff`, where that is not 0; needs
-    /// `reason`. Another number is a 409.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accept_flips: Option<u64>,
-    /// What the version was compared with: if it takes the place of anything else by now, nothing changes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(skip)]
-    pub judged: Option<Vec<Option<PolicyVersion>>>,
-    /// Proposes it where the account wants a second member. Without it, or where the account wants none, a call that
-    /// would do the other thing does nothing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    #[schemars(skip)]
-    pub proposes: bool,
-    /// Says what would be done, and does nothing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    #[schemars(skip)]
-    pub is_trial: bool,
-}
-
-/// `POST /v1/policies/rollback`: back to what was active before the last activation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RollbackPolicy {
-    #[schemars(skip)]
-    pub caller: Caller,
-    /// Only the operator names another account. An operator that names none rolls back what holds for every account.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<AccountId>,
-    /// What is active in this environment; absent or null: what is active for those without their own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("minLength" = 1, "maxLength" = 100))]
-    pub environment: Option<String>,
-    /// True: the floor of every account.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    #[schemars(with = "Option<bool>", extend("default" = false))]
-    pub floor: bool,
-    /// Why, for people; secrets masked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("minLength" = 1, "maxLength" = 500))]
-    pub reason: Option<String>,
-    /// The version that is active now, as the caller believes: another one is a 409, so that a repeated call does not
-    /// go back twice.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expected: Option<PolicyVersion>,
-    /// The place among the changes that it had when it was tried: if another change has it by now, nothing changes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(skip)]
-    pub sequence: Option<u64>,
-    /// Says what would be done, and does nothing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    #[schemars(skip)]
-    pub is_trial: bool,
-}
-
-/// A change of what is active.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Activation {
-    /// Its place among the changes of the account, from 1.
-    #[schemars(extend("minimum" = 1))]
-    pub sequence: u64,
-    /// When it was made; RFC 3339.
-    pub at: Timestamp,
-    /// Whether it was a rollback.
-    pub kind: ActivationKind,
-    /// The account; null: the deployment, for every account.
-    pub account: Option<AccountId>,
-    /// The environment; null: wherever none has its own.
-    pub environment: Option<String>,
-    /// Whether it is of the floor.
-    pub floor: bool,
-    /// What is active from then on; null: none of this account.
-    pub version: Option<PolicyVersion>,
-    /// What was active before; null: none of this account.
-    pub from: Option<PolicyVersion>,
-    /// Why; null where no reason was given.
-    pub reason: Option<String>,
-    /// SHA-256 of the difference to what was in force; null where nothing was compared.
-    pub diff_digest: Option<String>,
-    /// How much was looser, and was accepted; null where nothing was.
-    pub accepted_flips: Option<u64>,
-    /// The key that made it.
-    pub key_id: KeyId,
-    /// The member that made it; null where it was no member's key.
-    pub member_id: Option<MemberId>,
-    /// The proposal that the key's member approved; absent where no second member was needed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proposal: Option<ApprovedProposal>,
-}
-
-/// Whether something was activated or rolled back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ActivationKind {
-    /// A version was activated.
-    Activated,
-    /// The version before became active again.
-    RolledBack,
-}
-
-/// The keystore's answer to an activation or a rollback.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ActivationDone {
-    pub activation: Activation,
-    /// False: it was active already, and nothing changed.
-    pub is_new: bool,
-    /// How many days lines of its account are kept.
-    pub retention_days: u32,
-    /// The versions of which it takes the place, null for the evaluators' own: at an empty place, what stood behind it.
-    /// None where it only adds, as the first floor does.
-    pub replaces: Vec<Option<PolicyVersion>>,
-    /// It would take the place of something else than what was judged, and nothing changed.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub is_outdated: bool,
-    /// The account wants a second member: nothing is activated, and this waits for one. A trial makes none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proposal: Option<PolicyProposal>,
-}
-
-/// `GET /v1/policies/history`: the newest change first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ReadPolicyHistory {
-    #[schemars(skip)]
-    pub caller: Caller,
-    /// Only the operator names another account. An operator that names none reads the deployment's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub account: Option<AccountId>,
-    /// `next_cursor` of the page before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-    /// Most items of the page.
-    #[schemars(with = "Option<u32>", extend("minimum" = 1, "maximum" = 1000, "default" = 100))]
-    pub limit: u32,
-}
-
-impl ActivationKind {
-    /// The line that records it.
-    pub fn line(self) -> LineType {
-        match self {
-            Self::Activated => LineType::PolicyActivated,
-            Self::RolledBack => LineType::PolicyRolledBack,
-        }
-    }
-}
-
-impl Activation {
-    fn by(&self) -> PolicyActor {
-        PolicyActor { key_id: self.key_id.clone(), member_id: self.member_id.clone() }
-    }
-
-    /// The line which says that it was not made, although the line with this id says so.
-    pub fn not_made_event(&self, event_id: uuid::Uuid, recorded: uuid::Uuid) -> ApprovalEvent {
-        let mut event = ApprovalEvent { kind: LineType::PolicyNotChanged, ..self.event(event_id) };
-        event.details.insert("event_id".to_owned(), recorded.to_string().into());
-        event
-    }
-
-    /// The line that records it.
-    pub fn event(&self, event_id: uuid::Uuid) -> ApprovalEvent {
-        let text = |value: &Option<String>| value.clone().map(Into::into);
-        let version = |value: &Option<PolicyVersion>| value.as_ref().map(|version| version.as_str().into());
-        let members = [
-            ("from", version(&self.from)),
-            ("floor", self.floor.then_some(true.into())),
-            ("diff_digest", text(&self.diff_digest)),
-            ("accepted_flips", self.accepted_flips.map(Into::into)),
-            ("of_all", self.account.is_none().then_some(true.into())),
-            ("proposal_id", self.proposal.as_ref().map(|proposal| proposal.id.as_str().into())),
-            ("proposed_by", self.proposal.as_ref().and_then(|of| serde_json::to_value(&of.proposed_by).ok())),
-            ("approved_by", self.proposal.as_ref().and_then(|_| serde_json::to_value(self.by()).ok())),
-            ("approval_reason", self.proposal.as_ref().and_then(|of| of.approval_reason.clone().map(Into::into))),
-        ];
-        let details = members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        ApprovalEvent {
-            policy_version: self.version.clone(),
-            environment: self.environment.clone(),
-            actor: Some(EventActor::of(&self.key_id, self.member_id.as_ref())),
-            reason: self.reason.clone(),
-            details: details.collect(),
-            ..ApprovalEvent::new(self.kind.line(), event_id, self.at)
-        }
-    }
+    /// The account's versions that are tried, one at each place at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<PolicyCandidate>,
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::chain::{Head, LineHash, Link, Previous};
-use crate::{AccountId, CheckResponse, KeyId, WebhookId};
+use crate::{AccountId, CheckResponse, KeptFacts, KeyId, WebhookId};
 
 /// What a line is; also the `type` of the webhook event that carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -109,11 +109,23 @@ pub enum LineType {
     /// A proposed activation ended, because another version was in force by then.
     #[serde(rename = "policy.proposal_outdated")]
     PolicyProposalOutdated,
+    /// A policy began to judge checks beside the active one, without effect.
+    #[serde(rename = "policy.shadow_started")]
+    PolicyShadowStarted,
+    /// A shadow ended.
+    #[serde(rename = "policy.shadow_ended")]
+    PolicyShadowEnded,
+    /// A policy began to decide a share of the runs.
+    #[serde(rename = "policy.canary_started")]
+    PolicyCanaryStarted,
+    /// A canary ended: what is active decides all runs again.
+    #[serde(rename = "policy.canary_ended")]
+    PolicyCanaryEnded,
 }
 
 impl LineType {
     /// All kinds.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 34] = [
         Self::Decision,
         Self::Checkpoint,
         Self::Deletion,
@@ -144,6 +156,10 @@ impl LineType {
         Self::PolicyProposalDenied,
         Self::PolicyProposalCancelled,
         Self::PolicyProposalOutdated,
+        Self::PolicyShadowStarted,
+        Self::PolicyShadowEnded,
+        Self::PolicyCanaryStarted,
+        Self::PolicyCanaryEnded,
     ];
 
     /// As on the wire.
@@ -179,6 +195,10 @@ impl LineType {
             Self::PolicyProposalDenied => "policy.proposal_denied",
             Self::PolicyProposalCancelled => "policy.proposal_cancelled",
             Self::PolicyProposalOutdated => "policy.proposal_outdated",
+            Self::PolicyShadowStarted => "policy.shadow_started",
+            Self::PolicyShadowEnded => "policy.shadow_ended",
+            Self::PolicyCanaryStarted => "policy.canary_started",
+            Self::PolicyCanaryEnded => "policy.canary_ended",
         }
     }
 
@@ -230,6 +250,9 @@ pub struct RecordMetadata {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<crate::api::RecordedInput>")]
     pub input: Option<Map<String, Value>>,
+    /// The facts of the decision: only where the account wants them recorded (`record_facts`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Box<KeptFacts>>,
 }
 
 /// Who asked.
@@ -535,6 +558,7 @@ mod tests {
             client: ClientOrigin { address: Some("192.0.2.7".to_owned()), user_agent: None },
             durations: Durations { evaluation_ms: 1.25, total_ms: 3.5 },
             input,
+            facts: None,
         }
     }
 

@@ -37,6 +37,10 @@ use crate::{
     ReadPolicyHistory, RollbackPolicy, ShowPolicy, StorePolicy, ValidatePolicy, ValidatePolicyReply,
 };
 use crate::{ActiveVersions, ListActiveVersions};
+use crate::{
+    CandidateChanged, CandidatesRead, ReadCandidates, ReplayDecisions, ReplayDecisionsReply, ReturnCanary,
+    ShadowPolicy, WithdrawCandidate,
+};
 use crate::{DecideProposal, ListProposals, PolicyProposal, ProposalDecided, ShowProposal};
 
 /// A part of the product that runs as a process of its own.
@@ -105,6 +109,8 @@ pub struct Records {
 pub const RUN_RECORDS: &str = "runs";
 /// Approvals, the sealed texts of their actions, and wider grants.
 pub const APPROVAL_RECORDS: &str = "approvals";
+/// What was found of policies that are tried.
+pub const CANDIDATE_RECORDS: &str = "candidates";
 /// What accounts have used up.
 pub const USAGE_RECORDS: &str = "usage";
 /// Which checks were made with which `Idempotency-Key`.
@@ -179,6 +185,8 @@ requests! {
     CoveredByStop("stops.covered") -> CoveredByStopReply: [Gateway] => Evaluator, sealed Nothing;
     ValidatePolicy("policies.validate") -> ValidatePolicyReply: [Gateway] => Evaluator, sealed Nothing;
     ComparePolicies("policies.compare") -> ComparePoliciesReply: [Gateway] => Evaluator, sealed Nothing;
+    ReplayDecisions("policies.replay") -> ReplayDecisionsReply: [Gateway] => Evaluator, sealed Nothing;
+    ReadCandidates("policies.candidates") -> ManageReply<CandidatesRead>: [Gateway] => Evaluator, sealed Nothing;
     MaskText("texts.mask") -> MaskTextReply: [Gateway] => Evaluator, sealed Answer;
     FetchAction("approvals.action") -> ManageReply<FetchedAction>: [Gateway] => Evaluator, sealed Answer;
     ListApprovals("approvals.list") -> ManageReply<Page<Approval>>: [Gateway] => Evaluator, sealed Nothing;
@@ -225,6 +233,9 @@ requests! {
     ReadActivePolicies("keys.policies.active") -> ManageReply<PoliciesInForce>: [Gateway] => Keystore, sealed Both;
     ActivatePolicy("keys.policies.activate") -> ManageReply<ActivationDone>: [Gateway] => Keystore, sealed Both;
     RollbackPolicy("keys.policies.rollback") -> ManageReply<ActivationDone>: [Gateway] => Keystore, sealed Both;
+    ShadowPolicy("keys.policies.shadow") -> ManageReply<CandidateChanged>: [Gateway] => Keystore, sealed Both;
+    WithdrawCandidate("keys.policies.withdraw") -> ManageReply<CandidateChanged>: [Gateway] => Keystore, sealed Both;
+    ReturnCanary("keys.policies.return") -> ManageReply<CandidateChanged>: [Gateway] => Keystore, sealed Nothing;
     ReadPolicyHistory("keys.policies.history") -> ManageReply<Page<Activation>>: [Gateway] => Keystore, sealed Both;
     ListProposals("keys.policies.proposals") -> ManageReply<Page<PolicyProposal>>: [Gateway] => Keystore, sealed Both;
     ShowProposal("keys.policies.proposal") -> ManageReply<PolicyProposal>: [Gateway] => Keystore, sealed Both;
@@ -260,6 +271,7 @@ notices! {
 pub const RECORDS: &[Records] = &[
     Records { word: RUN_RECORDS, of: Role::Evaluator },
     Records { word: APPROVAL_RECORDS, of: Role::Evaluator },
+    Records { word: CANDIDATE_RECORDS, of: Role::Evaluator },
     Records { word: USAGE_RECORDS, of: Role::Gateway },
     Records { word: IDEMPOTENCY_RECORDS, of: Role::Gateway },
     Records { word: KEYSTORE_RECORDS, of: Role::Keystore },

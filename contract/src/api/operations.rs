@@ -24,6 +24,7 @@ use crate::{
     SettleRun, ShowPolicy, ShowProposal, ShowRun, ShownPolicy, Status, TestWebhook, UpdateAccount, UpdateWebhook,
     Usage, VerifyQuery,
 };
+use crate::{Candidates, ListCandidates, PolicyReplay, ReplayPolicy, ShadowPolicy, WithdrawCandidate};
 
 const OPEN: Access = Access::Open;
 const ANY_KEY: Access = Access::AnyKey;
@@ -648,6 +649,27 @@ operations! {
         .or(&[NotFound])
         .example(fixture!("policies_in_force"));
 
+    /// List the policies that are tried
+    ///
+    /// Needs `policies:manage`, or `operator`, who names an account. Shadows and canaries, with how often each of them
+    /// and the active policy differ, and in what.
+    ListCandidates = Row::get("/v1/policies/candidates", "policies", POLICIES)
+        .parameters::<ListCandidates>()
+        .replies::<Candidates>("Each with what was found.")
+        .or(&[NotFound])
+        .example(fixture!("candidates"));
+
+    /// Withdraw the policy that is tried at a place
+    ///
+    /// Needs `policies:manage`, or `operator`, who names an account. What is active decides all checks at that place
+    /// again.
+    WithdrawCandidate = Row::post("/v1/policies/withdraw", "policies", POLICIES)
+        .parameters::<WithdrawCandidate>()
+        .replies::<Activation>("It is tried no longer.")
+        .or(&[NotFound, Conflict])
+        .body_example(r#"{"reason": "it denies too many refunds"}"#)
+        .example(fixture!("activation_withdrawn"));
+
     /// Read what was active when
     ///
     /// Needs `policies:manage`, or `operator`. The newest 1,000 changes of the account.
@@ -753,7 +775,11 @@ operations! {
     ///
     /// The version is compared with what decides at that place now. What is looser must be accepted: a 409 says how
     /// much it is, and `accept_flips` with that number and a `reason` accepts it. Without a comparison nothing is
-    /// activated (503).
+    /// activated (503). Where the account's decisions are recorded with their facts, the newest of them are replayed
+    /// too, and count.
+    ///
+    /// With `canary` it decides a share of the runs, until it is activated as a whole, withdrawn, or differs too often
+    /// from what is active: then it ends by itself.
     ///
     /// Where the account wants a second member (`policy_changes`), nothing is activated: it is proposed, the answer is
     /// a 202 with `proposal`, and a member who is another person approves it within 24 hours. What the operator
@@ -765,6 +791,28 @@ operations! {
         .or(&[NotFound, Conflict])
         .body_example(r#"{"environment": "staging", "reason": "try the limit of refunds"}"#)
         .example(fixture!("activation"));
+
+    /// Try a policy as a shadow
+    ///
+    /// Needs `policies:manage`, or `operator`, who names an account. From then on the version judges checks at that
+    /// place beside the active one. It has no effect on any answer, and no answer waits for it. It takes the place of
+    /// a candidate that is tried there.
+    ShadowPolicy = Row::post("/v1/policies/{version}/shadow", "policies", POLICIES)
+        .parameters::<ShadowPolicy>()
+        .replies::<Activation>("It judges.")
+        .or(&[NotFound, Conflict])
+        .body_example(r#"{"percent": 20}"#)
+        .example(fixture!("activation_shadow"));
+
+    /// Replay recorded decisions by a policy
+    ///
+    /// Needs `policies:manage`. Decisions of the key's own account that were recorded with their facts (`record_facts`
+    /// of the account) are decided again by the version. What could not be replayed is counted, and why.
+    ReplayPolicy = Row::get("/v1/policies/{version}/replay", "policies", POLICIES)
+        .parameters::<ReplayPolicy>()
+        .replies::<PolicyReplay>("What it would have decided.")
+        .or(&[NotFound, TooManyDownloads])
+        .example(fixture!("policy_replay"));
 
     /// Does this process run?
     Alive = Row::get("/healthz", "service", OPEN).replies::<Liveness>("It does.").probe(None);

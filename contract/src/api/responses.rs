@@ -126,10 +126,10 @@ error_responses! {
     TooManyChecks = 429 [
         RateLimited "the account's 60 checks of this minute are used up, try again in 18 s", retry 18;
     ];
-    /// Two downloads, or a verification, of this account are under way at the gateway: `rate_limited`, to be tried
-    /// again after 5 s. Or one of the reasons for which every call may get a 429.
+    /// Two downloads, a verification, or a replay of this account are under way at the gateway: `rate_limited`, to be
+    /// tried again after 5 s. Or one of the reasons for which every call may get a 429.
     TooManyDownloads = 429 [
-        RateLimited "the account makes as many downloads or verifications as it may, try again in 5 s", retry 5;
+        RateLimited "the account has as many downloads, verifications or replays as it may, try again in 5 s", retry 5;
     ];
     /// Something on our side failed or was too slow; the text names the part where that is known. There is no decision:
     /// **the action must not run.** Of a `/check`, a record may exist all the same. Of another call that changes

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Activation;
+use super::{Activation, CanaryTerms, ReplaySummary};
 use crate::{
     AccountId, ApprovalEvent, Caller, EventActor, Holder, KeyId, LineType, MemberId, Person, PolicyVersion, ProposalId,
 };
@@ -117,6 +117,12 @@ pub struct PolicyProposal {
     pub diff_digest: Option<String>,
     /// How much is looser, and was accepted; null where nothing is.
     pub accepted_flips: Option<u64>,
+    /// The canary that it begins; absent where it is activated as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryTerms>,
+    /// The recorded decisions that it was checked against; absent where none were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed: Option<ReplaySummary>,
     /// Who proposed it.
     pub proposed_by: PolicyActor,
     /// RFC 3339.
@@ -152,6 +158,8 @@ impl PolicyProposal {
             ("from", self.from.as_ref().map(|version| version.as_str().into())),
             ("diff_digest", self.diff_digest.clone().map(Into::into)),
             ("accepted_flips", self.accepted_flips.map(Into::into)),
+            ("canary", self.canary.and_then(|terms| serde_json::to_value(terms).ok())),
+            ("replayed", self.replayed.and_then(|replayed| serde_json::to_value(replayed).ok())),
             ("again", is_repeated.then_some(true.into())),
         ];
         Some(ApprovalEvent {

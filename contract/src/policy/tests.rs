@@ -121,3 +121,15 @@ fn a_bundle_is_text_within_its_limits_in_files_with_plain_names() {
     assert!(paths(vec![files(MAX_PACK_FILES); MAX_BUNDLE_PACKS]).is_empty());
     assert_eq!(paths(vec![files(1), files(MAX_PACK_FILES + 1)]), ["packs[1].files"]);
 }
+
+#[test]
+fn the_line_of_a_canary_that_ended_by_itself_has_no_actor_and_names_the_key_that_set_its_terms() {
+    let event = |text: &str| serde_json::from_str::<Activation>(text).unwrap().event(uuid::Uuid::nil());
+    let returned = event(include_str!("../../fixtures/activation_returned.json"));
+    assert_eq!((returned.kind, returned.actor.is_none()), (crate::LineType::PolicyCanaryEnded, true));
+    assert_eq!(returned.details["returned_for"]["disagreements"], 6);
+    assert_eq!(returned.details["candidate"]["key_id"], "key_2");
+    let withdrawn = event(include_str!("../../fixtures/activation_withdrawn.json"));
+    assert!(withdrawn.actor.is_some_and(|actor| actor.key_id.as_str() == "key_2"));
+    assert!(!withdrawn.details.contains_key("returned_for"));
+}
