@@ -6,8 +6,10 @@
 mod about;
 mod approvals;
 mod custom;
+mod deciding;
 mod details;
 mod remedy;
+mod replayed;
 mod run;
 mod score;
 mod stopped;
@@ -22,13 +24,16 @@ use stage0_contract::{
 
 pub(crate) use about::About;
 pub(crate) use approvals::{source, terms};
+pub(crate) use replayed::{Replay, replayed};
 pub(crate) use stopped::stopped;
+
+pub use deciding::deciding_issue;
 
 use about::Context;
 use details::details;
 use remedy::Remedy;
 
-use crate::facts::Facts;
+use crate::facts::{CustomType, Facts};
 use crate::pack::Pack;
 use crate::rule::{Outcome, Rule};
 use crate::secrets::REDACTED;
@@ -50,19 +55,38 @@ struct Draft {
 }
 
 pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outcome: &Outcome<'_>) -> Decision {
+    let matched = by_gravity(outcome);
+    let mistyped = facts.custom.as_ref().map(|custom| custom.mistyped.as_slice()).unwrap_or_default();
+    let drafts = matched.iter().map(|rule| Draft::of(rule, facts, pack, request));
+    let (drafts, verdict) = conclude(drafts, mistyped, &outcome.failed, facts.approval.denied);
+    decision(pack, request, facts, outcome, &matched, drafts, verdict)
+}
+
+/// The satisfied rules, the gravest first.
+fn by_gravity<'p>(outcome: &Outcome<'p>) -> Vec<&'p Rule> {
     let mut matched = outcome.matched.clone();
     matched.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)).then_with(|| a.id.cmp(&b.id)));
-    let mut drafts: Vec<Draft> = Vec::with_capacity(matched.len());
-    for rule in &matched {
-        let draft = Draft::of(rule, facts, pack, request);
+    matched
+}
+
+/// The issues of a check, the gravest first, and the verdict that they come to. `satisfied` are those of the rules, the
+/// gravest first; what no rule raises is added here.
+fn conclude(
+    satisfied: impl Iterator<Item = Draft>,
+    mistyped: &[(String, CustomType)],
+    failed: &[String],
+    is_denied: bool,
+) -> (Vec<Draft>, Verdict) {
+    let mut drafts: Vec<Draft> = Vec::with_capacity(satisfied.size_hint().0);
+    for draft in satisfied {
         match drafts.iter_mut().find(|earlier| earlier.is_same_issue(&draft)) {
             Some(earlier) => earlier.merge(draft),
             None => drafts.push(draft),
         }
     }
-    drafts.extend(custom::mistyped(facts));
-    drafts.extend(outcome.failed.iter().map(|id| Draft::failed(id)));
-    drafts.extend(approvals::denial(facts, &drafts));
+    drafts.extend(custom::mistyped(mistyped));
+    drafts.extend(failed.iter().map(|id| Draft::failed(id)));
+    drafts.extend(approvals::denial(is_denied, &drafts));
     let mut verdict = verdict_of(&drafts);
     // Clients may deny an ALLOW that carries a grave issue, so a pack that produces one is broken, and it denies.
     if verdict == Verdict::Allow && drafts.iter().any(|draft| draft.issue.severity >= Severity::High) {
@@ -70,7 +94,7 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
         verdict = Verdict::Deny;
     }
     drafts.sort_by(|a, b| rank(&a.issue, &b.issue));
-    decision(pack, request, facts, outcome, &matched, drafts, verdict)
+    (drafts, verdict)
 }
 
 fn decision(
@@ -118,33 +142,42 @@ pub(crate) fn rank(a: &Issue, b: &Issue) -> std::cmp::Ordering {
 
 impl Draft {
     fn of(rule: &Rule, facts: &Facts, pack: &Pack, request: &CheckRequest) -> Self {
-        let strict = request.pro && rule.effect == Effect::Advise && rule.severity >= pack.pro.denies_from;
-        let mut issue = Issue {
-            code: rule.code.clone(),
-            severity: rule.severity,
-            message: rule.message.clone(),
-            rule: rule.id.clone(),
-            next_action: rule.next_action,
-            details: details(rule, facts, pack.secrets()),
-        };
-        run::add_details(&mut issue.details, rule, facts, request);
+        let mut draft = Self::bare(rule, pack, request.pro);
+        let details = &mut draft.issue.details;
+        *details = self::details(rule, facts, pack.secrets());
+        run::add_details(details, rule, facts, request);
         let context = Context { request, facts, pack, rule };
         let mut remedy = rule.about.map(|about| about.remedy(&context)).unwrap_or_default();
-        let note = approvals::only_held(facts, rule, &mut remedy, &mut issue.details);
+        draft.note = approvals::only_held(facts, rule, &mut remedy, details);
         if !facts.secrets.is_empty() {
             remedy.hide_words();
         }
         if rule.is_final {
             remedy.write.clear();
         }
+        draft.remedy = remedy;
+        draft
+    }
+
+    /// What a satisfied rule says of every request.
+    fn bare(rule: &Rule, pack: &Pack, pro: bool) -> Self {
+        let strict = pro && rule.effect == Effect::Advise && rule.severity >= pack.pro.denies_from;
+        let issue = Issue {
+            code: rule.code.clone(),
+            severity: rule.severity,
+            message: rule.message.clone(),
+            rule: rule.id.clone(),
+            next_action: rule.next_action,
+            details: Map::new(),
+        };
         Self {
             issue,
             effect: if strict { Effect::Deny } else { rule.effect },
             rules: vec![rule.id.clone()],
             question: rule.question.clone(),
-            note,
+            note: None,
             about: rule.about,
-            remedy,
+            remedy: Remedy::default(),
         }
     }
 

@@ -19,10 +19,11 @@ use crate::approval::{Answer, Approvals, HeldApproval};
 use crate::decision;
 use crate::explain::{Explanation, Proposed};
 use crate::facts::{
-    Asking, Attribute, Attributes, Before, Circumstances, EvaluateError, Facts, Groups, NamedCaller, RunSnapshot,
-    Trigger, Triggers, covering_stop, grant_covers, resolved_environment, without_claim,
+    Asking, Attribute, Attributes, Before, Circumstances, EvaluateError, FactValue, Facts, Groups, NamedCaller,
+    RunSnapshot, Trigger, Triggers, covering_stop, grant_covers, resolved_environment, without_claim,
 };
 use crate::files::{Fault, PackError};
+use crate::kept;
 use crate::pack::{Pack, rekeyed};
 use crate::redaction::{ActionSummary, redacted_texts};
 use crate::rule::{Outcome, Rule};
@@ -103,7 +104,8 @@ impl Engine {
     }
 
     /// Decides a check with the server's counts of its run and the approval that the server holds. Returns the decision
-    /// with the texts that may be recorded, and the facts that update the run. Fails once `limit` has passed.
+    /// with the texts that may be recorded, and the facts that update the run. Fails once `limit` has passed. Where the
+    /// account wants facts recorded, those of every group are read, and nothing else is different.
     pub fn answer(
         &self,
         check: &EvaluateRequest,
@@ -115,7 +117,9 @@ impl Engine {
         let stop = check.asker.as_ref().and_then(|asker| self.is_stopped(request, asker, *evaluated_at));
         let snapshot = snapshot.filter(|_| stop.is_none());
         let circumstances = self.circumstances(check, snapshot, held);
-        let facts = Facts::read(request, &self.pack, &circumstances, limit)?;
+        let keeps = stop.is_none() && check.asker.as_ref().is_some_and(|asker| asker.rules.record_facts);
+        let groups = if keeps { Groups::ALL } else { circumstances.groups };
+        let facts = Facts::read(request, &self.pack, &Circumstances { groups, ..circumstances }, limit)?;
         limit.check()?;
         let (decision, terms, source) = match stop {
             Some(stop) => (decision::stopped(&self.pack, request, &facts, stop), None, None),
@@ -129,8 +133,12 @@ impl Engine {
             }
         };
         let action = ActionSummary::of(&facts);
-        let recordable = Some(redacted_texts(check, action, &facts.secrets, self.pack.secrets(), limit)?);
+        let mut recordable = redacted_texts(check, action, &facts.secrets, self.pack.secrets(), limit)?;
+        if keeps {
+            recordable.facts = kept::facts(&self.pack, request, &facts).map(Box::new);
+        }
         limit.check()?;
+        let recordable = Some(recordable);
         let evaluation = Evaluation { decision, recordable, approval_source: source, events: Vec::new() };
         Ok(Answer { evaluation, run: facts.run, terms, stopped: stop.is_some() })
     }
@@ -241,15 +249,24 @@ impl Engine {
     /// Evaluates the rules whose trigger holds.
     pub(crate) fn evaluate(&self, facts: &Facts) -> Outcome<'_> {
         let triggers = Triggers::of(facts);
-        self.authorize(facts, |trigger| triggers.contains(trigger))
+        self.authorize(|attribute| attribute.value(facts), |trigger| triggers.contains(trigger))
     }
 
     /// Evaluates every rule, to prove that triggers hide none.
     pub(crate) fn evaluate_all(&self, facts: &Facts) -> Outcome<'_> {
-        self.authorize(facts, |_| true)
+        self.evaluate_by(|attribute| attribute.value(facts))
     }
 
-    fn authorize(&self, facts: &Facts, wanted: impl Fn(Trigger) -> bool) -> Outcome<'_> {
+    /// Evaluates every rule by these values.
+    pub(crate) fn evaluate_by(&self, value: impl Fn(Attribute) -> Option<FactValue>) -> Outcome<'_> {
+        self.authorize(value, |_| true)
+    }
+
+    fn authorize(
+        &self,
+        value: impl Fn(Attribute) -> Option<FactValue>,
+        wanted: impl Fn(Trigger) -> bool,
+    ) -> Outcome<'_> {
         let buckets = || self.buckets.iter().filter(|(trigger, _)| wanted(**trigger)).map(|(_, bucket)| bucket);
         let mut outcome = Outcome::default();
         let mut attributes = Attributes::default();
@@ -257,7 +274,7 @@ impl Engine {
             attributes.extend(bucket.attributes);
             outcome.evaluated.extend(bucket.rules.iter().filter_map(|id| self.rule(id)));
         }
-        let request = context(facts, attributes).ok().and_then(|context| {
+        let request = context_of(attributes, value).ok().and_then(|context| {
             Request::new(self.principal.clone(), self.action.clone(), self.resource.clone(), context, None).ok()
         });
         let Some(request) = request else {
@@ -298,8 +315,15 @@ impl<'a> Circumstances<'a> {
 }
 
 pub(crate) fn context(facts: &Facts, wanted: Attributes) -> Result<Context, Box<ContextCreationError>> {
+    context_of(wanted, |attribute| attribute.value(facts))
+}
+
+fn context_of(
+    wanted: Attributes,
+    value: impl Fn(Attribute) -> Option<FactValue>,
+) -> Result<Context, Box<ContextCreationError>> {
     let pair = |attribute: Attribute| {
-        let value = attribute.value(facts)?.into_expression()?;
+        let value = value(attribute)?.into_expression()?;
         Some((attribute.name().to_owned(), value))
     };
     Context::from_pairs(wanted.iter().filter_map(pair)).map_err(Box::new)

@@ -53,7 +53,9 @@ pub(crate) use caller::{Asking, NamedCaller};
 pub(crate) use canonical::Canonical;
 pub(crate) use cover::{covering_stop, grant_covers};
 pub(crate) use culprit::Culprit;
-pub(crate) use custom::{CustomType, CustomTypes, MAX_CUSTOM_MEMBERS};
+pub(crate) use custom::{
+    CUSTOM, Custom, CustomType, CustomTypes, MAX_CUSTOM_MEMBERS, is_absent, is_harmless, is_short,
+};
 pub(crate) use declared::Declared;
 pub(crate) use effects::{Reading as EffectReading, Source, classify};
 pub(crate) use limits::counter_of;
@@ -67,7 +69,6 @@ use access::Access;
 use approval::Approval;
 use caller::Caller;
 use clock::Clock;
-use custom::Custom;
 use effects::Effects;
 use evidence::Evidence;
 use past::Past;

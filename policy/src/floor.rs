@@ -6,7 +6,7 @@
 //! recorded in which either pack finds a secret.
 
 use serde_json::{Map, Value};
-use stage0_contract::{CallerTexts, Decision, Evaluation, Issue, PolicyVersion, RedactedTexts, Verdict};
+use stage0_contract::{CallerTexts, Decision, Evaluation, Issue, KeptFacts, PolicyVersion, RedactedTexts, Verdict};
 
 use crate::approval::{Answer, joined};
 use crate::decision::rank;
@@ -23,19 +23,25 @@ impl Answer {
         let (own, other) = (self.evaluation, floor.evaluation);
         let only_floor_finds_secrets = floor.run.has_secrets && !self.run.has_secrets;
         let has_secrets = floor.run.has_secrets || self.run.has_secrets;
+        let floor_verdict = other.decision.verdict;
         let decision = together(own.decision, other.decision, only_floor_finds_secrets);
         let terms = match (self.terms, floor.terms) {
             (Some(own), Some(other)) => Some(joined(own, other)),
             (own, other) => own.or(other),
         };
         let source = own.approval_source.or(other.approval_source);
+        let keeps = !has_secrets && !self.stopped && !floor.stopped;
         Self {
             terms: terms.filter(|_| decision.verdict == Verdict::Defer),
             run: self.run.with(floor.run),
             stopped: self.stopped || floor.stopped,
             evaluation: Evaluation {
                 approval_source: source.filter(|_| decision.verdict != Verdict::Deny),
-                recordable: own.recordable.zip(other.recordable).map(|(own, other)| agreed(own, other, has_secrets)),
+                recordable: own.recordable.zip(other.recordable).map(|(mut own, other)| {
+                    let facts = own.facts.take().filter(|_| keeps);
+                    let facts = facts.map(|facts| Box::new(KeptFacts { floor: Some(floor_verdict), ..*facts }));
+                    RedactedTexts { facts, ..agreed(own, other, has_secrets) }
+                }),
                 events: own.events,
                 decision,
             },
@@ -153,6 +159,7 @@ fn agreed(own: RedactedTexts, floor: RedactedTexts, has_secrets: bool) -> Redact
         _ => None,
     };
     RedactedTexts {
+        facts: None,
         run_id: text(own.run_id, floor.run_id.as_ref()),
         effect_classes: own.effect_classes,
         tools,

@@ -3,8 +3,8 @@
 //! A [`Pack`] is a folder of rules, words and cases; it is loaded whole or refused. An [`Engine`] evaluates one pack on
 //! one thread: `facts` reads the request, the engine has Cedar evaluate the rules whose triggers hold, `decision` turns
 //! satisfied rules into issues, a verdict and scores, and `redaction` selects the texts of the request that may be
-//! recorded. It does no I/O except reading a pack's folder: no async, no NATS, and no clock except for the time limit
-//! of a decision.
+//! recorded; `kept` selects the facts, from which `replay` decides again. It does no I/O except reading a pack's
+//! folder: no async, no NATS, and no clock except for the time limit of a decision.
 //! INVARIANT: a request that cannot be decided yields an error, never a decision, and a rule that fails denies.
 
 mod approval;
@@ -19,9 +19,11 @@ mod facts;
 mod files;
 mod floor;
 mod format;
+mod kept;
 mod lint;
 mod pack;
 mod redaction;
+mod replay;
 mod rule;
 pub mod secrets;
 #[doc(hidden)]
@@ -30,6 +32,7 @@ mod time_limit;
 mod vocabulary;
 
 pub use approval::{Answer, HeldApproval};
+pub use decision::deciding_issue;
 pub use engine::Engine;
 pub use explain::{CaseExplanation, Explanation, PartExplanation, Proposed, RuleExplanation, RuleOutcome};
 pub use facts::{

@@ -20,6 +20,7 @@ mod manifest;
 mod merge;
 mod own_types;
 mod proof;
+mod read_by;
 mod reference;
 mod rules;
 mod set;
@@ -30,7 +31,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use stage0_contract::{FieldError, PolicyVersion};
+use stage0_contract::{FieldError, PolicyVersion, ReadBy};
 
 use crate::facts::{Attributes, CustomTypes, Declared, Groups, RunNeeds};
 use crate::files::{Files, PackError, SCHEMA};
@@ -50,7 +51,7 @@ pub(crate) use cases::line_of_case;
 pub(crate) use compared::{KnownCase, Milder, WordLists, milder, milder_terms};
 pub(crate) use load::on_large_stack;
 pub(crate) use manifest::{Pro, Scores};
-pub(crate) use own_types::OwnTypes;
+pub(crate) use own_types::{OwnTypes, is_identifier};
 pub(crate) use proof::Trial;
 pub(crate) use rules::rekeyed;
 
@@ -58,6 +59,7 @@ use cases::Case;
 use digest::Foundation;
 use inherit::{Inheritance, Lineage};
 use manifest::Manifest;
+use read_by::Sources;
 use weakens::Child;
 
 /// A loaded, tested policy pack.
@@ -78,6 +80,8 @@ pub struct Pack {
     /// What the facts are read from that its rules read or show.
     pub(crate) groups: Groups,
     run_needs: RunNeeds,
+    /// What its facts are read by.
+    read_by: ReadBy,
     reference: Map<String, Value>,
     /// The text of each policy file. Every engine parses its own copy.
     pub(crate) sources: Vec<String>,
@@ -150,6 +154,16 @@ impl Pack {
                 rules.values().for_each(|rule| attributes.extend(rule.shown_and_read()));
                 let foundation = Foundation { secrets: secrets.base, parent: parent.map(|parent| parent.version()) };
                 let version = digest::version(&manifest.name, &manifest.version, own, &foundation);
+                let run_needs = RunNeeds::of(attributes);
+                let read_by = Sources {
+                    files,
+                    secrets: &secrets.texts,
+                    edition: manifest.edition,
+                    windows: &windows,
+                    run_calls: &types.run_calls,
+                    run_needs,
+                };
+                let read_by = read_by.digests();
                 let pack = Self {
                     version: version.map_err(PackError::of)?,
                     scores: manifest.scores,
@@ -163,7 +177,8 @@ impl Pack {
                     custom: types.custom,
                     run_calls: types.run_calls,
                     groups: attributes.groups(),
-                    run_needs: RunNeeds::of(attributes),
+                    run_needs,
+                    read_by,
                     sources,
                     case_count: cases.len(),
                     lineage: Lineage {
@@ -192,6 +207,11 @@ impl Pack {
     /// What its rules ask of the state of a run beyond the counts that every run keeps.
     pub fn run_needs(&self) -> RunNeeds {
         self.run_needs
+    }
+
+    /// Digests of what its facts are read by. Facts that one pack has read are those of another one with the same.
+    pub fn read_by(&self) -> &ReadBy {
+        &self.read_by
     }
 
     /// The number of rules.

@@ -55,7 +55,7 @@ pub(crate) fn redacted_texts(
     let effect_classes = action.effect_classes.into_iter().map(str::to_owned).collect();
     let masking = masking.unwrap_or_else(|| Masking::new(detector, limit));
     let input = request.debug_store_input.then(|| input(request, &masking)).transpose()?;
-    Ok(RedactedTexts { run_id, effect_classes, tools, caller, input })
+    Ok(RedactedTexts { run_id, effect_classes, tools, caller, input, facts: None })
 }
 
 /// Masks a text, then cuts it: a cut text could lack what identifies its secret.

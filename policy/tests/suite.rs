@@ -23,6 +23,7 @@ mod suite {
     mod packs_weaken;
     mod promises;
     mod remedies;
+    mod replay;
     mod stops;
     mod tools_named;
 }

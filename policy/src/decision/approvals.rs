@@ -21,10 +21,10 @@ const ONLY_HELD_SENTENCE: &str =
 const DENIED: &str = "approval.denied";
 
 /// The issue of an action that a person denied, unless a rule of the pack denies it for that already.
-pub(super) fn denial(facts: &Facts, drafts: &[Draft]) -> Option<Draft> {
+pub(super) fn denial(is_denied: bool, drafts: &[Draft]) -> Option<Draft> {
     let denies =
         |draft: &Draft| draft.effect == Effect::Deny && draft.issue.code.as_str() == IssueCode::APPROVAL_STATUS_INVALID;
-    if !facts.approval.denied || drafts.iter().any(denies) {
+    if !is_denied || drafts.iter().any(denies) {
         return None;
     }
     let issue = Issue {

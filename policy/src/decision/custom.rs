@@ -7,14 +7,14 @@ use stage0_contract::{Effect, Issue, IssueCode, NextAction, Severity};
 
 use super::Draft;
 use super::remedy::{Change, Remedy};
-use crate::facts::{CustomType, Facts};
+use crate::facts::CustomType;
 
 /// The name that stands where another issue names its rule.
 const RULE: &str = "context.custom";
 
 /// One issue for each such member. Names of members are the pack's words, so they are shown even beside a secret.
-pub(super) fn mistyped(facts: &Facts) -> impl Iterator<Item = Draft> + '_ {
-    facts.custom.iter().flat_map(|custom| &custom.mistyped).map(|(member, kind)| draft(member, *kind))
+pub(super) fn mistyped(members: &[(String, CustomType)]) -> impl Iterator<Item = Draft> + '_ {
+    members.iter().map(|(member, kind)| draft(member, *kind))
 }
 
 fn draft(member: &str, kind: CustomType) -> Draft {

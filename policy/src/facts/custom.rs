@@ -4,10 +4,14 @@
 //! A member that is absent, null or blank is absent. What the pack does not declare, no rule sees.
 //! INVARIANT: a member of another type than declared is never treated as absent; the check is deferred for it.
 
+mod kept;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 use stage0_contract::{Word, is_blank, plain, whole_text};
+
+pub(crate) use kept::{CUSTOM, is_harmless, is_short};
 
 use super::decimal::Decimal;
 use super::proposal::AMBIGUOUS;
@@ -90,6 +94,11 @@ fn shown(text: &str) -> String {
     if is_name && Word::new(&text).known().is_none() { AMBIGUOUS.to_owned() } else { text }
 }
 
+/// Whether a member counts as not given.
+pub(crate) fn is_absent(value: &Value) -> bool {
+    value.is_null() || value.as_str().is_some_and(is_blank)
+}
+
 /// The declared members with their types.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct CustomTypes(pub(crate) BTreeMap<String, CustomType>);
@@ -119,7 +128,6 @@ pub(crate) struct Custom {
 impl Custom {
     pub(super) fn read(types: &CustomTypes, context: Option<&Map<String, Value>>) -> Self {
         let mut custom = Self::default();
-        let is_absent = |value: &Value| value.is_null() || value.as_str().is_some_and(is_blank);
         for (name, kind) in types.iter() {
             let Some(value) = context.and_then(|context| context.get(name)).filter(|value| !is_absent(value)) else {
                 continue;
@@ -137,7 +145,7 @@ impl Custom {
         !self.members.is_empty() || !self.mistyped.is_empty()
     }
 
-    pub(super) fn record(&self) -> FactValue {
+    pub(crate) fn record(&self) -> FactValue {
         FactValue::Record(self.members.clone())
     }
 }

@@ -225,7 +225,8 @@ fn type_name(json: &Value) -> Option<&str> {
     (!["Record", "Set", "EntityOrCommon", "Extension", "Entity"].contains(&name)).then_some(name)
 }
 
-fn is_identifier(name: &str) -> bool {
+/// Whether a pack may declare a member of this name.
+pub(crate) fn is_identifier(name: &str) -> bool {
     name.len() <= MAX_NAME_CHARS
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
         && !name.starts_with(|c: char| c.is_ascii_digit())

@@ -73,6 +73,16 @@ impl Window {
             && self.closes <= other.closes
     }
 
+    /// In one form, whatever form the pack writes it in.
+    pub(crate) fn written(&self) -> String {
+        let Self { zone, days, opens, closes } = self;
+        let mut days: Vec<i8> = days.iter().map(|day| day.to_monday_one_offset()).collect();
+        days.sort_unstable();
+        days.dedup();
+        let zone = zone.iana_name().map_or_else(|| format!("{zone:?}"), str::to_owned);
+        format!("{zone} {days:?} {opens} {closes}")
+    }
+
     /// The next moment at which the window is open: `now` itself while it is.
     fn open_from(&self, now: Timestamp) -> Option<Timestamp> {
         let today = now.to_zoned(self.zone.clone()).date();

@@ -5,6 +5,7 @@
 
 mod generate;
 mod plain;
+mod replayed;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -194,6 +195,25 @@ impl Subject {
 
     /// Judges this many generated requests. Returns how often each rule was satisfied, or the first difference.
     fn judge_all(&self, requests: u32, seed: u64) -> Result<BTreeMap<String, u32>, String> {
+        let satisfied: RefCell<BTreeMap<String, u32>> = RefCell::default();
+        self.for_all(requests, seed, |draft| {
+            let judged = self.judge(draft)?;
+            Some(judged.map(|found| {
+                for rule in found.satisfied {
+                    *satisfied.borrow_mut().entry(rule).or_default() += 1;
+                }
+            }))
+        })?;
+        Ok(satisfied.into_inner())
+    }
+
+    /// Generates this many requests that are not refused, or returns the first that is wrong.
+    fn for_all(
+        &self,
+        requests: u32,
+        seed: u64,
+        judge: impl Fn(&Draft) -> Option<Result<(), String>>,
+    ) -> Result<(), String> {
         let config = Config {
             cases: requests,
             max_global_rejects: 20 * requests,
@@ -202,22 +222,15 @@ impl Subject {
             ..Config::default()
         };
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed_bytes(seed));
-        let satisfied: RefCell<BTreeMap<String, u32>> = RefCell::default();
         let outcome = TestRunner::new_with_rng(config, rng).run(&plan(), |plan| {
             let draft = self.source.draft(&plan);
-            match self.judge(&draft) {
+            match judge(&draft) {
                 None => Err(TestCaseError::reject("the request is refused")),
                 Some(Err(difference)) => Err(TestCaseError::fail(format!("{draft:#?}\n{difference}"))),
-                Some(Ok(found)) => {
-                    for rule in found.satisfied {
-                        *satisfied.borrow_mut().entry(rule).or_default() += 1;
-                    }
-                    Ok(())
-                }
+                Some(Ok(())) => Ok(()),
             }
         });
-        outcome.map_err(|error| error.to_string())?;
-        Ok(satisfied.into_inner())
+        outcome.map_err(|error| error.to_string())
     }
 
     /// No request may bring a difference, and every rule that is not inherited must be satisfied by some of them.

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::super::decimal::Decimal;
+use super::row::Kind;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FactValue {
@@ -34,6 +35,32 @@ impl FactValue {
                 let read = |(name, value): (String, Self)| Some((name, value.into_expression()?));
                 RestrictedExpression::new_record(members.into_iter().map(read).collect::<Option<Vec<_>>>()?).ok()?
             }
+        })
+    }
+
+    /// What was recorded of a fact of this kind; `None` for what is none. `counted` are the tools of a record of calls.
+    /// Members of `context` are read by their types.
+    pub(crate) fn recall(kind: Kind, recorded: &Value, counted: &[String]) -> Option<Self> {
+        Some(match kind {
+            Kind::Bool => Self::Bool(recorded.as_bool()?),
+            Kind::Long => Self::Long(recorded.as_i64()?),
+            Kind::Text => Self::Text(recorded.as_str()?.to_owned()),
+            Kind::Set => {
+                let text = |item: &Value| item.as_str().map(str::to_owned);
+                Self::Set(recorded.as_array()?.iter().map(text).collect::<Option<_>>()?)
+            }
+            Kind::Datetime => {
+                let (text, at) = (recorded.as_str()?, recorded.as_str()?.parse::<Timestamp>().ok()?);
+                // Cedar writes a year in four digits, and a check is of a whole second.
+                let is_written = at.subsec_nanosecond() == 0 && !text.starts_with(['-', '+']);
+                Self::Datetime(Some(at).filter(|at| is_written && at.to_string() == text)?)
+            }
+            Kind::RunCalls => {
+                let calls = recorded.as_object()?;
+                let of = |tool: &String| Some((tool.clone(), Self::Long(calls.get(tool)?.as_i64()?)));
+                Self::Record(counted.iter().map(of).collect::<Option<_>>()?)
+            }
+            Kind::Custom => return None,
         })
     }
 
