@@ -280,6 +280,7 @@ impl AdminService {
         account.approvals = call.approvals.unwrap_or(account.approvals);
         account.four_eyes = call.four_eyes.unwrap_or(account.four_eyes);
         account.policy_changes = call.policy_changes.unwrap_or(account.policy_changes);
+        account.record_facts = call.record_facts.unwrap_or(account.record_facts);
         self.commit(&[Record::Account(account.clone())])?;
         let (plan, days) = (account.plan.as_str(), account.retention());
         let (approvals, four_eyes) = (account.approvals.as_str(), account.four_eyes);
@@ -417,6 +418,7 @@ fn new_account(name: String, plan: Plan, approvals: ApprovalMode, now: Timestamp
         approvals,
         four_eyes: true,
         policy_changes: PolicyChanges::Single,
+        record_facts: false,
     })
 }
 

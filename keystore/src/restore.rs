@@ -2,8 +2,8 @@
 //!
 //! A key stays active only if the state store lists it, with the expiry that the list has; every other key is revoked.
 //! Endpoints are disabled, because they may have been deleted or may lead elsewhere by now, and invitations end,
-//! because they may have been accepted, and so do proposed activations. Stops of the backup hold again. The directory
-//! gets a new id, so that none of its copies is taken for it again.
+//! because they may have been accepted, and so do proposed activations, shadows and canaries. Stops of the backup hold
+//! again. The directory gets a new id, so that none of its copies is taken for it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -35,6 +35,8 @@ pub struct Restored {
     pub invitations: usize,
     /// Proposed activations that were pending in the backup and are cancelled.
     pub proposals: usize,
+    /// Shadows and canaries of the backup, which have ended.
+    pub candidates: usize,
     /// Accounts without a list of active keys: all their keys are revoked.
     pub unlisted: Vec<AccountId>,
     pub new_operator_key: bool,
@@ -80,6 +82,11 @@ pub(crate) fn restored(
                 *record = record.clone().ended(ProposalStatus::Cancelled, None, now);
                 done.proposals += 1;
             }
+            Record::ActivePolicies(record) => {
+                // A canary may have been withdrawn since, or have ended by its terms.
+                done.candidates += record.candidates.len();
+                record.candidates.clear();
+            }
             Record::Account(_)
             | Record::Webhook(_)
             | Record::SigningKey(_)
@@ -89,7 +96,6 @@ pub(crate) fn restored(
             | Record::Stop(_)
             | Record::Policy(_)
             | Record::DeletedPolicy(_)
-            | Record::ActivePolicies(_)
             | Record::Activation(_)
             | Record::Proposal(_) => {}
         }
@@ -136,6 +142,7 @@ impl fmt::Display for Restored {
         }
         writeln!(f, "  {} invitations of members have ended", self.invitations)?;
         writeln!(f, "  {} proposed activations of policies are cancelled", self.proposals)?;
+        writeln!(f, "  {} policies that were tried are tried no longer", self.candidates)?;
         writeln!(
             f,
             "  stops, members, policies and settings of accounts are the backup's: the log has later ones \
@@ -153,9 +160,10 @@ fn ids<Id>(ids: &[Id], text: fn(&Id) -> &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::record::policies::tests::{candidate, owner, version};
     use crate::store::record::proposals::tests::proposal;
     use crate::store::record::tests::{account, at, key, member, stop, webhook};
-    use crate::store::record::{CodeHash, Invitation, MemberRecord, ProposalRecord};
+    use crate::store::record::{ActiveRecord, CodeHash, Invitation, MemberRecord, ProposalRecord};
 
     fn lists(of: &str, keys: &[(&str, Option<i64>)]) -> BTreeMap<AccountId, LiveKeys> {
         let keys = keys.iter().map(|(id, ends)| (key(id, of, &[]).id, *ends)).collect();
@@ -176,6 +184,13 @@ mod tests {
         proposal("prop_2", "a").ended(ProposalStatus::Denied, None, at(5))
     }
 
+    fn active() -> ActiveRecord {
+        let mut record = ActiveRecord { account: owner(Some("a")), sequence: 3, ..ActiveRecord::default() };
+        record.default.activate(version("v1"));
+        record.candidates = vec![candidate(1, "v2", None, None), candidate(2, "v2", Some("production"), None)];
+        record
+    }
+
     fn snapshot() -> Snapshot {
         let records = vec![
             Record::Account(account("a")),
@@ -188,6 +203,7 @@ mod tests {
             Record::Stop(stop("stop_1", "a")),
             Record::Proposal(pending()),
             Record::Proposal(denied()),
+            Record::ActivePolicies(active()),
         ];
         Snapshot::of(StoreId::from_random([1; 16]), 5, records).unwrap()
     }
@@ -242,6 +258,15 @@ mod tests {
         assert!(records.contains(&Record::Proposal(cancelled)) && records.contains(&Record::Proposal(denied())));
         assert_eq!(done.proposals, 1);
         assert!(done.to_string().contains("1 proposed activations of policies are cancelled"), "{done}");
+    }
+
+    #[test]
+    fn a_restore_ends_what_is_tried_and_keeps_what_is_active() {
+        let (snapshot, done) = restore(&BTreeMap::new());
+        let kept = ActiveRecord { candidates: Vec::new(), ..active() };
+        assert!(snapshot.records().contains(&Record::ActivePolicies(kept)));
+        assert_eq!(done.candidates, 2);
+        assert!(done.to_string().contains("2 policies that were tried are tried no longer"), "{done}");
     }
 
     #[test]

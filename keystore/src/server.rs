@@ -12,7 +12,8 @@ use stage0_backplane::{Backplane, BoxFuture, IncomingRequest, ServeError};
 use stage0_contract::{
     AcceptInvitation, CreateKey, DelegateMember, DisableWebhook, EnableWebhook, FetchPolicy, KeystoreStatus,
     ListActiveVersions, ListEndpoints, ListKeys, ListRetentions, ManageReply, NoteKeyUses, PermitDeletion, ReadPeople,
-    RefreshKey, ReinviteMember, Request, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, VerifyKey,
+    RefreshKey, ReinviteMember, Request, ReturnCanary, RotateKey, RotateWebhookSecret, SignMark, SigningKeys,
+    VerifyKey,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -119,6 +120,13 @@ impl Server<'_> {
         self.change(AdminService::activate_policy).await?;
         self.change(AdminService::roll_back_policy).await?;
         self.change(AdminService::forget_policy).await?;
+        self.change(AdminService::shadow_policy).await?;
+        self.change(AdminService::withdraw_candidate).await?;
+        // Its own terms end a canary, so the call names no caller.
+        self.serve_result(|at, call: ReturnCanary, deadline| async move {
+            at.change(deadline, move |admin| admin.return_canary(&call)).await
+        })
+        .await?;
         self.read(policies::list_proposals).await?;
         self.read(policies::show_proposal).await?;
         self.change(AdminService::decide_proposal).await?;

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "suite/candidates.rs"]
+mod candidates;
 #[path = "suite/crash.rs"]
 mod crash;
 #[path = "suite/damage.rs"]

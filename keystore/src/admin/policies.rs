@@ -8,12 +8,15 @@
 use jiff::Timestamp;
 use stage0_contract::{
     AccountId, ActivatePolicy, Activation, ActivationDone, ActivationKind, ActivePolicies, Caller, FieldError,
-    KeyChanged, ListPolicies, MAX_POLICY_HISTORY, Page, PoliciesInForce, PolicyChanged, PolicyStored, PolicyVersion,
-    PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, Refusal, RollbackPolicy, Scope, ShowPolicy, StorePolicy,
+    KeyChanged, KeyId, ListPolicies, MAX_POLICY_HISTORY, Page, PoliciesInForce, PolicyActor, PolicyChanged,
+    PolicyStored, PolicyVersion, PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, Refusal, RollbackPolicy,
+    Scope, ShowPolicy, StorePolicy,
 };
 
+use self::candidates::Terms;
 use self::missing::{Advice, missing};
 use super::pages::one_page;
+use super::rules::candidates as candidate_rules;
 use super::rules::policies::{self as policy_rules, Asked, Kept, Place};
 use super::rules::proposals as proposal_rules;
 use super::rules::{self, Granter};
@@ -22,6 +25,7 @@ use crate::admin::announce::Changed;
 use crate::store::record::{ActiveRecord, Forgotten, PolicyRecord, ProposalRecord, Record};
 use crate::store::record_store::{RecordStore, StoreError};
 
+mod candidates;
 mod forget;
 mod loading;
 mod missing;
@@ -89,26 +93,31 @@ impl AdminService {
             reason: call.reason.as_deref(),
             diff_digest: call.diff_digest.as_deref(),
         };
-        let (granter, place) = self.place(&call.caller, &asked)?;
+        let (kind, (granter, place)) = match &call.canary {
+            None => (ActivationKind::Activated, self.place(&call.caller, &asked)?),
+            Some(terms) => {
+                let place = self.place_of_candidate(&call.caller, &asked, candidate_rules::bad_terms(terms))?;
+                (ActivationKind::CanaryStarted, place)
+            }
+        };
         self.require_published(place.owner.as_ref(), &call.version)?;
-        let mut change = self.begin(ActivationKind::Activated, &granter, place, call.expected.as_ref())?;
+        let mut change = self.begin(kind, &granter, place, call.expected.as_ref())?;
         change.activation.version = Some(call.version.clone());
         change.activation.reason.clone_from(&call.reason);
         change.activation.diff_digest.clone_from(&call.diff_digest);
         change.activation.accepted_flips = call.accept_flips.filter(|flips| *flips > 0);
+        change.activation.replayed = call.replayed;
         // Also where the version was active when it was tried: it may be active no longer.
-        if !call.is_trial && call.judged.as_ref().is_some_and(|judged| *judged != change.replaces) {
+        let is_judged = call.judged.as_ref().is_none_or(|judged| *judged == change.replaces);
+        if !call.is_trial && !is_judged || change.is_moved(call.is_trial, call.sequence) {
             return Ok((change.not_made(), None));
         }
-        if change.activation.from.as_ref() == Some(&call.version) {
-            let Some(newest) = newest_of(self.store(), &change.activation)? else {
-                // The history has lost the activation of what is active: this one takes its place there.
-                return self.finish(change, call.is_trial, &granter.caller);
-            };
-            // Announced all the same: the notice of the first one may have been lost.
-            let announced = change.changed(&granter.caller);
-            let done = ActivationDone { activation: newest, is_outdated: false, ..change.not_made() };
-            return Ok((done, Some(announced)));
+        if let Some(terms) = call.canary {
+            self.begin_candidate(&mut change, &call.version, Terms::Canary(terms), None)?;
+        } else if change.activation.from.as_ref() == Some(&call.version) {
+            return self.activated_already(change, call.is_trial, &granter.caller.key_id);
+        } else {
+            change.activate(&call.version)?;
         }
         let needs_second = self.needs_second(&granter, &change.place.owner)?;
         if !call.is_trial {
@@ -117,9 +126,20 @@ impl AdminService {
         if needs_second {
             return self.propose(change, call, &granter);
         }
-        let (slot, _) = policy_rules::slot(&mut change.record, &change.place)?;
-        slot.activate(call.version.clone());
-        self.finish(change, call.is_trial, &granter.caller)
+        self.finish(change, call.is_trial, &granter.caller.key_id)
+    }
+
+    /// The answer where the version is active already.
+    fn activated_already(&mut self, change: ActiveChange, is_trial: bool, by: &KeyId) -> ChangeResult<ActivationDone> {
+        candidate_rules::check_untried(&change.record, &change.place)?;
+        let Some(newest) = newest_of(self.store(), &change.activation)? else {
+            // The history has lost the activation of what is active: this one takes its place there.
+            return self.finish(change, is_trial, by);
+        };
+        // Announced all the same: the notice of the first one may have been lost.
+        let announced = change.changed(by);
+        let done = ActivationDone { activation: newest, is_outdated: false, ..change.not_made() };
+        Ok((done, Some(announced)))
     }
 
     pub(crate) fn roll_back_policy(&mut self, call: &RollbackPolicy) -> ChangeResult<ActivationDone> {
@@ -132,7 +152,7 @@ impl AdminService {
         };
         let (granter, place) = self.place(&call.caller, &asked)?;
         let mut change = self.begin(ActivationKind::RolledBack, &granter, place, call.expected.as_ref())?;
-        if !call.is_trial && call.sequence.is_some_and(|sequence| sequence != change.activation.sequence) {
+        if change.is_moved(call.is_trial, call.sequence) {
             return Ok((change.not_made(), None));
         }
         change.activation.reason.clone_from(&call.reason);
@@ -142,7 +162,8 @@ impl AdminService {
         }
         change.activation.version.clone_from(&slot.active);
         change.record.environments.retain(|_, slot| !slot.is_empty());
-        self.finish(change, call.is_trial, &granter.caller)
+        change.end_candidate();
+        self.finish(change, call.is_trial, &granter.caller.key_id)
     }
 
     /// The version must be published where the place's owner sees it.
@@ -170,6 +191,8 @@ impl AdminService {
         let store = self.store();
         let owner = place.owner.as_ref();
         let retention_days = retention_days(store, &granter.caller, owner)?;
+        let record_facts = owner.map(|owner| store.account(owner)).transpose()?.flatten();
+        let record_facts = record_facts.is_some_and(|account| account.record_facts);
         let mut record = store.active_policies(owner)?;
         let own = record.policies();
         let effective_everywhere = own.or(&store.active_policies(None)?.policies());
@@ -178,31 +201,19 @@ impl AdminService {
         policy_rules::check_expected(expected, slot.active.as_ref(), effective)?;
         let from = slot.active.clone();
         let replaces = policy_rules::replaces(&place, from.as_ref(), &own, &effective_everywhere);
-        record.sequence += 1;
-        place.environment.clone_from(&environment);
-        let activation = Activation {
-            sequence: record.sequence,
-            at: self.now(),
-            kind,
-            account: place.owner.clone(),
-            environment,
-            floor: place.is_floor,
-            version: None,
-            from,
-            reason: None,
-            diff_digest: None,
-            accepted_flips: None,
-            key_id: granter.caller.key_id.clone(),
-            member_id: granter.holder.member.clone(),
-            proposal: None,
-        };
-        Ok(ActiveChange { place, record, activation, retention_days, replaces, proposal: None })
+        place.environment = environment;
+        let at = (self.now(), retention_days);
+        let mut change = ActiveChange::next((kind, place), record, proposals::actor(granter), at);
+        change.activation.from = from;
+        change.replaces = replaces;
+        change.record_facts = record_facts;
+        Ok(change)
     }
 
-    fn finish(&mut self, change: ActiveChange, is_trial: bool, by: &Caller) -> ChangeResult<ActivationDone> {
+    fn finish(&mut self, change: ActiveChange, is_trial: bool, by: &KeyId) -> ChangeResult<ActivationDone> {
         let announced = change.changed(by);
         let hint = Changed::Policy(change.hint());
-        let ActiveChange { record, activation, retention_days, replaces, proposal, .. } = change;
+        let ActiveChange { record, activation, retention_days, record_facts, replaces, proposal, .. } = change;
         let done = ActivationDone {
             activation: activation.clone(),
             is_new: true,
@@ -210,6 +221,7 @@ impl AdminService {
             replaces,
             is_outdated: false,
             proposal: None,
+            record_facts,
         };
         if is_trial {
             return Ok((done, Some(hint)));
@@ -224,8 +236,17 @@ impl AdminService {
         let Activation { kind, account, environment, floor, version, from, .. } = &done.activation;
         let (account, text) = (account.as_ref().map(AccountId::as_str), PolicyVersion::as_str);
         let (version, from) = (version.as_ref().map(text), from.as_ref().map(text));
-        tracing::warn!(account, environment, floor, policy_version = version, from, ?kind, by = %by.key_id,
-            "active policy changed");
+        let by = logged_key(&done.activation, by);
+        tracing::warn!(
+            account,
+            environment,
+            floor,
+            policy_version = version,
+            from,
+            ?kind,
+            by,
+            "active or tried policy changed"
+        );
         Ok((done, Some(announced)))
     }
 }
@@ -236,6 +257,8 @@ struct ActiveChange {
     record: ActiveRecord,
     activation: Activation,
     retention_days: u32,
+    /// The account's decisions are recorded with their facts.
+    record_facts: bool,
     /// What decides where the version is going to.
     replaces: Vec<Option<PolicyVersion>>,
     /// The proposal that it comes from, as it is once the change is made.
@@ -243,17 +266,75 @@ struct ActiveChange {
 }
 
 impl ActiveChange {
-    /// The answer where it takes the place of something else than what was judged.
-    fn not_made(self) -> ActivationDone {
-        let Self { activation, retention_days, replaces, .. } = self;
-        ActivationDone { activation, is_new: false, retention_days, replaces, is_outdated: true, proposal: None }
+    /// The next change at this place, which does not say yet what will be.
+    fn next(
+        (kind, place): (ActivationKind, Place),
+        mut record: ActiveRecord,
+        by: PolicyActor,
+        (at, retention_days): (Timestamp, u32),
+    ) -> Self {
+        record.sequence += 1;
+        let activation = Activation {
+            sequence: record.sequence,
+            at,
+            kind,
+            account: place.owner.clone(),
+            environment: place.environment.clone(),
+            floor: place.is_floor,
+            version: None,
+            from: None,
+            reason: None,
+            diff_digest: None,
+            accepted_flips: None,
+            key_id: by.key_id,
+            member_id: by.member_id,
+            proposal: None,
+            candidate: None,
+            returned_for: None,
+            replayed: None,
+        };
+        let (record_facts, replaces) = (false, Vec::new());
+        Self { place, record, activation, retention_days, record_facts, replaces, proposal: None }
     }
 
-    fn changed(&self, by: &Caller) -> Changed {
+    /// The version is active at the place, and what was tried there has ended.
+    fn activate(&mut self, version: &PolicyVersion) -> Result<(), Refusal> {
+        let (slot, _) = policy_rules::slot(&mut self.record, &self.place)?;
+        slot.activate(version.clone());
+        self.end_candidate();
+        Ok(())
+    }
+
+    fn end_candidate(&mut self) {
+        if !self.place.is_floor {
+            self.record.end_candidate(self.place.environment.as_deref());
+        }
+    }
+
+    /// Whether another change came between the trial, at this place among the changes, and this call.
+    fn is_moved(&self, is_trial: bool, tried_at: Option<u64>) -> bool {
+        !is_trial && tried_at.is_some_and(|sequence| sequence != self.activation.sequence)
+    }
+
+    /// The answer where it takes the place of something else than what was judged.
+    fn not_made(self) -> ActivationDone {
+        let Self { activation, retention_days, record_facts, replaces, .. } = self;
+        ActivationDone {
+            activation,
+            is_new: false,
+            retention_days,
+            replaces,
+            is_outdated: true,
+            proposal: None,
+            record_facts,
+        }
+    }
+
+    fn changed(&self, by: &KeyId) -> Changed {
         let account = &self.activation.account;
         // A notice invalidates the cached keys of its whole account (ADR 0003), so naming the caller's key is enough.
         let keys = match account.clone() {
-            Some(account) => KeyChanged::One { account, key_id: by.key_id.clone() },
+            Some(account) => KeyChanged::One { account, key_id: by.clone() },
             None => KeyChanged::Any {},
         };
         Changed::Activation(keys, self.hint())
@@ -318,11 +399,14 @@ pub(crate) fn read_active_policies(
     retention_days(store, &caller, account.as_ref())?;
     let deployment = store.active_policies(None)?;
     let (floor, deployment) = (deployment.floor.active.clone(), deployment.policies());
-    let own = match &account {
-        Some(account) => store.active_policies(Some(account))?.policies(),
-        None => ActivePolicies::default(),
+    let (own, candidates) = match &account {
+        Some(account) => {
+            let record = store.active_policies(Some(account))?;
+            (record.policies(), record.candidates)
+        }
+        None => (ActivePolicies::default(), Vec::new()),
     };
-    Ok(PoliciesInForce { account, effective: own.or(&deployment), own, deployment, floor })
+    Ok(PoliciesInForce { account, effective: own.or(&deployment), own, deployment, floor, candidates })
 }
 
 pub(crate) fn read_policy_history(
@@ -343,6 +427,11 @@ pub(crate) fn read_policy_history(
     Ok(Page { items, next_cursor: next.map(|sequence| sequence.to_string()) })
 }
 
+/// The key that a log line names. What ends by its own terms is done by none.
+fn logged_key<'a>(activation: &Activation, by: &'a KeyId) -> Option<&'a str> {
+    activation.returned_for.is_none().then_some(by.as_str())
+}
+
 /// An account does not learn which of the operator's keys published a pack.
 fn hide_publisher(policy: &mut PublishedPolicy, caller: &Caller) {
     if policy.account.is_none() && !rules::is_operator(caller) {
@@ -354,7 +443,9 @@ fn hide_publisher(policy: &mut PublishedPolicy, caller: &Caller) {
 fn newest_of(store: &RecordStore, wanted: &Activation) -> Result<Option<Activation>, StoreError> {
     for change in store.activations(wanted.account.as_ref(), None) {
         let change = change?;
-        if change.environment == wanted.environment && change.floor == wanted.floor {
+        // What is tried there is another matter.
+        let is_there = change.environment == wanted.environment && change.floor == wanted.floor;
+        if is_there && change.candidate.is_none() {
             return Ok(Some(change).filter(|change| change.version == wanted.from));
         }
     }

@@ -14,6 +14,7 @@ use stage0_contract::{
 
 use crate::store::record::{KeyRecord, MemberRecord};
 
+pub(crate) mod candidates;
 pub(crate) mod marks;
 pub(crate) mod members;
 pub(crate) mod policies;

@@ -14,8 +14,8 @@ use stage0_contract::{
     DelegateMember, DeleteWebhook, EnableWebhook, ForgetPolicy, GetWebhook, InviteMember, KeyId, ListAccounts,
     ListKeys, ListMembers, ListPolicies, ListProposals, ListStops, ListWebhooks, PermitDeletion, ReadActivePolicies,
     ReadPolicyHistory, ReinviteMember, RemoveMember, ResumeStop, RevokeKey, RollbackPolicy, RotateKey,
-    RotateWebhookSecret, Scopes, ShowPolicy, ShowProposal, StorePolicy, UpdateAccount, UpdateMember, UpdateWebhook,
-    VerifyKey, VerifyKeyReply,
+    RotateWebhookSecret, Scopes, ShadowPolicy, ShowPolicy, ShowProposal, StorePolicy, UpdateAccount, UpdateMember,
+    UpdateWebhook, VerifyKey, VerifyKeyReply, WithdrawCandidate,
 };
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -64,6 +64,8 @@ has_caller!(
     RollbackPolicy,
     ForgetPolicy,
     DecideProposal,
+    ShadowPolicy,
+    WithdrawCandidate,
 );
 has_caller!(
     Lane::Ordinary;

@@ -41,6 +41,9 @@ pub(crate) fn forget(caller: &Caller, version: &PolicyVersion) -> ForgetPolicy {
 
 pub(crate) fn activate(caller: &Caller, version: &PolicyVersion) -> ActivatePolicy {
     ActivatePolicy {
+        replayed_until: None,
+        canary: None,
+        replayed: None,
         caller: caller.clone(),
         version: version.clone(),
         account: None,
@@ -51,6 +54,7 @@ pub(crate) fn activate(caller: &Caller, version: &PolicyVersion) -> ActivatePoli
         diff_digest: None,
         accept_flips: None,
         judged: None,
+        sequence: None,
         proposes: false,
         is_trial: false,
     }

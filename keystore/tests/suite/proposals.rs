@@ -133,12 +133,12 @@ async fn an_activation_waits_for_a_second_member_and_names_both() {
         diff_digest: Some("0".repeat(64)),
         ..activate(&ada.caller, &acme(1))
     };
-    let proposed = done(team.try_propose(why).await);
+    let proposed = done(team.try_propose(why.clone()).await);
     let proposal = proposed.proposal.unwrap();
     assert!(proposed.is_new && proposal.status == ProposalStatus::Pending && proposal.from.is_none());
-    assert_eq!(proposal.proposed_by.member_id, Some(ada.id.clone()));
-    assert_eq!(team.active().await, None);
-    let again = done(team.try_propose(activate(&ada.caller, &acme(1))).await);
+    assert_eq!((&proposal.proposed_by.member_id, team.active().await), (&Some(ada.id.clone()), None));
+    conflict(team.try_propose(ActivatePolicy { accept_flips: Some(4), ..why.clone() }).await);
+    let again = done(team.try_propose(why).await);
     assert_eq!((again.is_new, again.proposal.as_ref()), (false, Some(&proposal)), "the same call again");
 
     let trial = DecideProposal {

@@ -307,6 +307,7 @@ async fn a_configured_secrets_key_is_used_and_none_is_created() {
 /// Nothing changes.
 pub(crate) fn unchanged(running: &Running, account: &AccountId) -> UpdateAccount {
     UpdateAccount {
+        record_facts: None,
         approvals: None,
         four_eyes: None,
         policy_changes: None,

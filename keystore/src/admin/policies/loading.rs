@@ -10,6 +10,7 @@ use stage0_contract::{
 
 use super::find;
 use crate::admin::ManageError;
+use crate::store::record::ActiveRecord;
 use crate::store::record_store::RecordStore;
 
 pub(crate) fn fetch_policy(store: &RecordStore, call: &FetchPolicy) -> Result<FetchedPolicy, ManageError> {
@@ -17,24 +18,29 @@ pub(crate) fn fetch_policy(store: &RecordStore, call: &FetchPolicy) -> Result<Fe
     Ok(FetchedPolicy { version: call.version.clone(), bundle: store.policy_files(&policy)? })
 }
 
-/// The deployment's record is the first one, so its versions are: its floor, its default, its environments.
+/// The deployment's record is the first one, so its versions are: its floor, its default, its environments. What is
+/// tried comes after all that is active.
 pub(crate) fn list_active_versions(
     store: &RecordStore,
     ListActiveVersions {}: &ListActiveVersions,
 ) -> Result<ActiveVersions, ManageError> {
-    let (mut known, mut versions) = (HashSet::new(), Vec::new());
+    let (mut known, mut versions, mut tried) = (HashSet::new(), Vec::new(), Vec::new());
     for record in store.all_active_policies() {
-        let record = record?;
-        let slots = [&record.floor, &record.default].into_iter().chain(record.environments.values());
-        for version in slots.filter_map(|slot| slot.active.clone()) {
+        let ActiveRecord { account, default, environments, floor, candidates, .. } = record?;
+        let slots = [floor, default].into_iter().chain(environments.into_values());
+        for version in slots.filter_map(|slot| slot.active) {
             if versions.len() >= MAX_LISTED_POLICIES {
                 return Ok(ActiveVersions { versions });
             }
             if known.insert(version.clone()) {
-                versions.push(ActiveVersion { account: record.account.clone(), version });
+                versions.push(ActiveVersion { account: account.clone(), version });
             }
         }
+        let of_account = |version| ActiveVersion { account: account.clone(), version };
+        tried.extend(candidates.into_iter().map(|candidate| of_account(candidate.version)));
     }
+    let more = tried.into_iter().filter(|tried| known.insert(tried.version.clone()));
+    versions.extend(more.take(MAX_LISTED_POLICIES.saturating_sub(versions.len())));
     Ok(ActiveVersions { versions })
 }
 
@@ -42,8 +48,8 @@ pub(crate) fn list_active_versions(
 mod tests {
     use super::*;
     use crate::admin::tests::store_with;
-    use crate::store::record::policies::tests::{owner, version};
-    use crate::store::record::{ActiveRecord, Record};
+    use crate::store::record::Record;
+    use crate::store::record::policies::tests::{candidate, owner, version};
 
     fn record(of: Option<&str>, default: &str) -> ActiveRecord {
         let mut record = ActiveRecord { account: owner(of), ..ActiveRecord::default() };
@@ -64,6 +70,25 @@ mod tests {
         let expected = [(None, "floor"), (None, "house"), (Some("a"), "strict"), (Some("b"), "acme")];
         let expected = expected.map(|(of, pack)| ActiveVersion { account: owner(of), version: version(pack) });
         assert_eq!(listed, expected, "a version that only a rollback leads to decides nothing");
+    }
+
+    #[test]
+    fn what_is_tried_is_listed_after_all_that_is_active_and_once() {
+        let mut own = record(Some("a"), "acme");
+        own.candidates = vec![candidate(1, "acme", Some("staging"), None), candidate(2, "next", None, None)];
+        let (_dir, store) = store_with([own, record(Some("b"), "other")].map(Record::ActivePolicies).into());
+        let listed = list_active_versions(&store, &ListActiveVersions {}).unwrap().versions;
+        let expected = [("a", "acme"), ("b", "other"), ("a", "next")];
+        let expected = expected.map(|(of, pack)| ActiveVersion { account: owner(Some(of)), version: version(pack) });
+        assert_eq!(listed, expected);
+        let tried = |n: usize| {
+            let mut record = record(Some(&format!("a{n}")), "acme");
+            record.candidates.push(candidate(1, &format!("p{n}"), None, None));
+            Record::ActivePolicies(record)
+        };
+        let (_dir, store) = store_with((0..=MAX_LISTED_POLICIES).map(tried).collect());
+        let listed = list_active_versions(&store, &ListActiveVersions {}).unwrap().versions;
+        assert_eq!((listed.len(), &listed[0].version), (MAX_LISTED_POLICIES, &version("acme")));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use stage0_contract::{
     ProposalDecision, ProposalId, ProposalStatus, Refusal, Scope, ShowProposal,
 };
 
-use super::{ActiveChange, Place, policy_rules, retention_days};
+use super::candidates::Terms;
+use super::{ActiveChange, Place, retention_days};
 use crate::admin::rules::proposals::{self as proposal_rules, Earlier};
 use crate::admin::rules::{self, Granter};
 use crate::admin::{AdminService, ChangeResult, ManageError, authorized, granter, new_id};
@@ -72,7 +73,7 @@ impl AdminService {
             let proposal = Some(record.shown(now));
             Ok((ActivationDone { is_new, is_outdated: false, proposal, ..change.not_made() }, None))
         };
-        if let Earlier::Same(same) = proposal_rules::earlier(&all, &record, now)? {
+        if let Earlier::Same(same) = proposal_rules::earlier(&all, &record, call.is_trial, now)? {
             return done(change, *same, call.is_trial);
         }
         if call.is_trial {
@@ -117,7 +118,7 @@ impl AdminService {
             return self.end(call, record, granter, (ProposalStatus::Outdated, now));
         }
         proposal_rules::must_be_pending(&record, now)?;
-        let PolicyProposal { id, account, version, environment, .. } = &record.proposal;
+        let PolicyProposal { id, account, version, environment, canary, .. } = &record.proposal;
         let people = self.store().members_and_removed(account)?;
         let member = people.iter().find(|found| granter.holder.member.as_ref() == Some(&found.member.id));
         proposal_rules::may_approve(granter, &record, member, |of| makers(&people, of))?;
@@ -125,12 +126,15 @@ impl AdminService {
         let (owner, environment) = (Some(account.clone()), environment.clone());
         self.require_published(owner.as_ref(), version)?;
         let place = Place { owner, environment, is_floor: false };
-        let mut change = self.begin(ActivationKind::Activated, granter, place, None)?;
+        let kind = canary.map_or(ActivationKind::Activated, |_| ActivationKind::CanaryStarted);
+        let mut change = self.begin(kind, granter, place, None)?;
         if change.replaces != record.replaces {
             return self.end(call, record, granter, (ProposalStatus::Outdated, now));
         }
-        let (slot, _) = policy_rules::slot(&mut change.record, &change.place)?;
-        slot.activate(version.clone());
+        match canary {
+            None => change.activate(version)?,
+            Some(terms) => self.begin_candidate(&mut change, version, Terms::Canary(*terms), Some(id))?,
+        }
         let mut record = record.ended(ProposalStatus::Approved, Some(actor(granter)), now);
         record.proposal.decision_reason.clone_from(&call.reason);
         approve_change(&mut change, &record.proposal);
@@ -139,7 +143,7 @@ impl AdminService {
             self.claims.claim(&id, &granter.caller.key_id, now);
         }
         change.proposal = Some(record.clone());
-        let (done, announced) = self.finish(change, call.is_trial, &granter.caller)?;
+        let (done, announced) = self.finish(change, call.is_trial, &granter.caller.key_id)?;
         if !call.is_trial {
             self.claims.release(&id);
         }
@@ -227,6 +231,8 @@ fn proposed(
 ) -> Result<ProposalRecord, ManageError> {
     let activation = &change.activation;
     let proposal = PolicyProposal {
+        canary: call.canary,
+        replayed: activation.replayed,
         id: new_id("prop", random()?, ProposalId::parse)?,
         account: change.place.owner.clone().ok_or(Refusal::NotFound)?,
         status: ProposalStatus::Pending,
@@ -253,6 +259,7 @@ fn approve_change(change: &mut ActiveChange, of: &PolicyProposal) {
     activation.reason.clone_from(&of.reason);
     activation.diff_digest.clone_from(&of.diff_digest);
     activation.accepted_flips = of.accepted_flips;
+    activation.replayed = of.replayed;
     activation.proposal = Some(ApprovedProposal {
         id: of.id.clone(),
         proposed_by: of.proposed_by.clone(),
@@ -260,7 +267,7 @@ fn approve_change(change: &mut ActiveChange, of: &PolicyProposal) {
     });
 }
 
-fn actor(granter: &Granter) -> PolicyActor {
+pub(super) fn actor(granter: &Granter) -> PolicyActor {
     PolicyActor { key_id: granter.caller.key_id.clone(), member_id: granter.holder.member.clone() }
 }
 

@@ -1,4 +1,4 @@
-//! What is answered where the history has lost the activation of what is active.
+//! What is answered where the history has lost the activation of what is active, and which key a log line names.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use crate::store::DurableStore;
 use crate::store::record::policies::tests::{activation, owner, policy, version};
 use crate::store::record::tests::{account, at, key};
 use crate::store::snapshot::StoreId;
+use stage0_contract::CandidateCounts;
 
 /// A keystore where `a` is the default, and its history has that activation, or only one of another place.
 fn with_active(dir: &std::path::Path, with_its_activation: bool) -> (AdminService, ActivatePolicy) {
@@ -37,6 +38,9 @@ fn with_active(dir: &std::path::Path, with_its_activation: bool) -> (AdminServic
     records.extend(with_its_activation.then(|| Record::Activation(activation(Some("a"), 1))));
     admin.commit(&records).unwrap();
     let call = ActivatePolicy {
+        replayed_until: None,
+        canary: None,
+        replayed: None,
         caller,
         version: version("a"),
         account: None,
@@ -47,6 +51,7 @@ fn with_active(dir: &std::path::Path, with_its_activation: bool) -> (AdminServic
         diff_digest: None,
         accept_flips: None,
         judged: None,
+        sequence: None,
         proposes: false,
         is_trial: false,
     };
@@ -68,4 +73,13 @@ fn an_activation_that_the_history_has_lost_is_made_again_and_leads_back_to_nothi
         let (again, _) = admin.activate_policy(&call).unwrap();
         assert_eq!((again.is_new, again.activation), (false, done.activation));
     }
+}
+
+#[test]
+fn a_log_line_names_the_key_that_made_a_change_and_none_where_a_canary_ended_by_its_terms() {
+    let by = key("manager", "a", &[]).id;
+    let withdrawn = Activation { kind: ActivationKind::CanaryEnded, ..activation(Some("a"), 1) };
+    assert_eq!(logged_key(&withdrawn, &by), Some("manager"));
+    let returned = Activation { returned_for: Some(CandidateCounts::default()), ..withdrawn };
+    assert_eq!(logged_key(&returned, &by), None);
 }

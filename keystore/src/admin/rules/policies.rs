@@ -99,6 +99,12 @@ pub(crate) fn place(caller: &Caller, asked: &Asked<'_>) -> Result<Place, Refusal
         require(caller, Scope::Operator)?;
     }
     let owner = owner(caller, asked.account)?;
+    invalid_if_any(bad_place(asked, owner.as_ref()))?;
+    Ok(Place { owner, environment: asked.environment.map(str::to_owned), is_floor: asked.is_floor })
+}
+
+/// What is wrong with what activations, rollbacks and candidates have in common.
+pub(super) fn bad_place(asked: &Asked<'_>, owner: Option<&AccountId>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if asked.is_floor && owner.is_some() {
         errors.push(FieldError::new("account", "must be absent for the floor, which is every account's"));
@@ -119,8 +125,7 @@ pub(crate) fn place(caller: &Caller, asked: &Asked<'_>) -> Result<Place, Refusal
     if asked.diff_digest.is_some_and(|digest| !is_digest(digest)) {
         errors.push(FieldError::new("diff_digest", "must be a SHA-256 in lower-case hex"));
     }
-    invalid_if_any(errors)?;
-    Ok(Place { owner, environment: asked.environment.map(str::to_owned), is_floor: asked.is_floor })
+    errors
 }
 
 /// The slot of a place, and the name under which its environment is kept. A new environment is added if there is room.

@@ -32,15 +32,22 @@ pub(crate) fn check_proposes(proposes: bool, needs_second: bool) -> Result<(), R
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Earlier {
     None,
-    /// The same workload proposed the same: it is no further one.
+    /// The same workload proposed the same, after the same was found: it is no further one.
     Same(Box<ProposalRecord>),
 }
 
-pub(crate) fn earlier(all: &[ProposalRecord], new: &ProposalRecord, now: Timestamp) -> Result<Earlier, Refusal> {
+/// A trial comes before the version is compared and replayed: what is found is compared once it is proposed.
+pub(crate) fn earlier(
+    all: &[ProposalRecord],
+    new: &ProposalRecord,
+    is_trial: bool,
+    now: Timestamp,
+) -> Result<Earlier, Refusal> {
     let pending = || all.iter().filter(|record| record.is_pending(now));
     let PolicyProposal { version, environment, .. } = &new.proposal;
     if let Some(same) = pending().find(|record| record.is_of(version, environment.as_deref())) {
-        if same.holder.workload == new.holder.workload && same.replaces == new.replaces {
+        let is_same = are_terms_same(same, new) && (is_trial || is_found_same(same, new));
+        if is_same && same.holder.workload == new.holder.workload {
             return Ok(Earlier::Same(Box::new(same.clone())));
         }
         let id = &same.proposal.id;
@@ -55,6 +62,16 @@ pub(crate) fn earlier(all: &[ProposalRecord], new: &ProposalRecord, now: Timesta
         )));
     }
     Ok(Earlier::None)
+}
+
+fn are_terms_same(one: &ProposalRecord, other: &ProposalRecord) -> bool {
+    one.replaces == other.replaces && one.proposal.canary == other.proposal.canary
+}
+
+/// Whether the same was found and accepted: this is what the second member approves.
+fn is_found_same(one: &ProposalRecord, other: &ProposalRecord) -> bool {
+    let (one, other) = (&one.proposal, &other.proposal);
+    one.accepted_flips == other.accepted_flips && one.diff_digest == other.diff_digest && one.replayed == other.replayed
 }
 
 /// The proposals that an account keeps no longer once there is one more: those that were proposed first, and are not
@@ -160,7 +177,7 @@ mod tests {
     use super::*;
     use crate::store::record::proposals::tests::proposal;
     use crate::store::record::tests::{account, at, member};
-    use stage0_contract::{Holder, KeyId, Scope};
+    use stage0_contract::{Holder, KeyId, ReplaySummary, Scope};
 
     fn id(text: &str) -> MemberId {
         MemberId::parse(text).unwrap()
@@ -266,7 +283,7 @@ mod tests {
     #[test]
     fn one_version_is_pending_once_at_a_place_and_twenty_in_all() {
         let new = proposal("new", "a");
-        let judged = |all: &[ProposalRecord], now: i64| earlier(all, &new, at(now));
+        let judged = |all: &[ProposalRecord], now: i64| earlier(all, &new, false, at(now));
         assert_eq!(judged(&[], 5), Ok(Earlier::None));
         let same = proposal("p", "a");
         assert_eq!(judged(std::slice::from_ref(&same), 5), Ok(Earlier::Same(Box::new(same.clone()))), "a repetition");
@@ -287,6 +304,34 @@ mod tests {
         assert!(matches!(judged(&all, 5), Err(Refusal::Conflict(_))));
         all[3] = all[3].clone().ended(ProposalStatus::Denied, None, at(4));
         assert_eq!(judged(&all, 5), Ok(Earlier::None), "which is pending no longer");
+    }
+
+    #[test]
+    fn a_repetition_is_one_only_if_the_same_was_found_which_a_trial_does_not_know_yet() {
+        let mut stored = proposal("p", "a");
+        let until = at(0);
+        let replayed = ReplaySummary { until, decisions: 9, replayed: 9, flips: 1, has_older: false };
+        stored.proposal.accepted_flips = Some(3);
+        stored.proposal.diff_digest = Some("d".repeat(64));
+        stored.proposal.replayed = Some(replayed);
+        let all = std::slice::from_ref(&stored);
+        let same = Ok(Earlier::Same(Box::new(stored.clone())));
+        assert_eq!(earlier(all, &stored, false, at(5)), same);
+        let more = PolicyProposal { accepted_flips: Some(4), ..stored.proposal.clone() };
+        let unreplayed = PolicyProposal { replayed: None, ..stored.proposal.clone() };
+        let replayed = Some(ReplaySummary { flips: 2, ..replayed });
+        let of_others = PolicyProposal { replayed, ..stored.proposal.clone() };
+        let undiffed = PolicyProposal { diff_digest: None, ..stored.proposal.clone() };
+        for proposal in [more, unreplayed, of_others, undiffed] {
+            let new = ProposalRecord { proposal, ..stored.clone() };
+            match earlier(all, &new, false, at(5)) {
+                Err(Refusal::Conflict(text)) => assert!(text.contains("is proposed there already, as `p`"), "{text}"),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(earlier(all, &new, true, at(5)), same, "a trial");
+            let elsewhere = ProposalRecord { replaces: Vec::new(), ..new };
+            assert!(matches!(earlier(all, &elsewhere, true, at(5)), Err(Refusal::Conflict(_))), "on other terms");
+        }
     }
 
     #[test]

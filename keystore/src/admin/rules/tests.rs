@@ -242,6 +242,7 @@ fn a_limit_is_at_least_one_and_every_bad_one_is_named() {
 
 fn changes() -> UpdateAccount {
     UpdateAccount {
+        record_facts: None,
         approvals: None,
         four_eyes: None,
         policy_changes: None,

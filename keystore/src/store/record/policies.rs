@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use stage0_contract::{
-    AccountId, ActivePolicies, MAX_ROLLBACKS, PolicyBundle, PolicyVersion, PublishedPolicy, is_same_environment,
+    AccountId, ActivePolicies, CandidateMode, MAX_ROLLBACKS, PolicyBundle, PolicyCandidate, PolicyVersion,
+    PublishedPolicy, is_same_environment,
 };
 
 use super::{POLICIES, POLICY_FILES, TreeEntry, entry};
@@ -45,6 +46,10 @@ pub(crate) struct ActiveRecord {
     /// Of the deployment alone.
     #[serde(default, skip_serializing_if = "Slot::is_empty")]
     pub(crate) floor: Slot,
+    /// What is tried, one at each place at most. Of an account alone; none in records of versions that did not know of
+    /// candidates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) candidates: Vec<PolicyCandidate>,
 }
 
 /// One place at which a version can be active.
@@ -94,7 +99,26 @@ impl ActiveRecord {
         self.environments.keys().map(String::as_str).find(|name| is_same_environment(name, wanted))
     }
 
-    /// Where a version is active, and which rollbacks lead to it, each as a sentence.
+    /// What is active at a place that is not the floor.
+    pub(crate) fn active_at(&self, environment: Option<&str>) -> Option<&PolicyVersion> {
+        let slot = match environment {
+            None => Some(&self.default),
+            Some(wanted) => self.environment(wanted).and_then(|name| self.environments.get(name)),
+        };
+        slot?.active.as_ref()
+    }
+
+    /// What is tried at a place.
+    pub(crate) fn candidate_at(&self, environment: Option<&str>) -> Option<&PolicyCandidate> {
+        self.candidates.iter().find(|candidate| is_at(candidate, environment))
+    }
+
+    /// Nothing is tried at this place from then on.
+    pub(crate) fn end_candidate(&mut self, environment: Option<&str>) {
+        self.candidates.retain(|candidate| !is_at(candidate, environment));
+    }
+
+    /// Where a version is active or tried, and which rollbacks lead to it, each as a sentence.
     pub(crate) fn uses(&self, version: &PolicyVersion) -> Vec<String> {
         let environments = self.environments.iter().map(|(name, slot)| (format!("`{name}`"), slot));
         let places = [("the default".to_owned(), &self.default), ("the floor".to_owned(), &self.floor)];
@@ -108,7 +132,28 @@ impl ActiveRecord {
                 uses.push(format!("a rollback of {place} leads to it"));
             }
         }
+        for candidate in self.candidates.iter().filter(|candidate| candidate.version == *version) {
+            let mode = mode_word(candidate.mode);
+            let place = candidate.environment.as_ref().map_or_else(|| "the default".to_owned(), |of| format!("`{of}`"));
+            uses.push(format!("it is tried as the {mode} of {place}"));
+        }
         uses
+    }
+}
+
+/// The word for people.
+pub(crate) fn mode_word(mode: CandidateMode) -> &'static str {
+    match mode {
+        CandidateMode::Shadow => "shadow",
+        CandidateMode::Canary => "canary",
+    }
+}
+
+fn is_at(candidate: &PolicyCandidate, environment: Option<&str>) -> bool {
+    match (&candidate.environment, environment) {
+        (None, None) => true,
+        (Some(own), Some(wanted)) => is_same_environment(own, wanted),
+        (None, Some(_)) | (Some(_), None) => false,
     }
 }
 
@@ -164,7 +209,8 @@ pub(crate) fn of_owner(prefix: &[u8], owner: Option<&AccountId>) -> Vec<u8> {
 pub(crate) mod tests {
     use super::*;
     use crate::store::record::tests::at;
-    use stage0_contract::{Activation, ActivationKind, KeyId, PolicyFiles, PolicySummary};
+    use stage0_contract::{Activation, ActivationKind, KeyId, PolicyFiles, PolicySummary, ReturnAt};
+    use uuid::Uuid;
 
     pub(crate) fn version(pack: &str) -> PolicyVersion {
         PolicyVersion::parse(&format!("{pack}@1.0.0+0123456789ab")).unwrap()
@@ -193,6 +239,9 @@ pub(crate) mod tests {
 
     pub(crate) fn activation(of: Option<&str>, sequence: u64) -> Activation {
         Activation {
+            candidate: None,
+            returned_for: None,
+            replayed: None,
             sequence,
             at: at(1),
             kind: ActivationKind::Activated,
@@ -208,6 +257,72 @@ pub(crate) mod tests {
             member_id: None,
             proposal: None,
         }
+    }
+
+    /// A canary, or a shadow where `return_at` is not given.
+    pub(crate) fn candidate(
+        number: u128,
+        pack: &str,
+        at: Option<&str>,
+        return_at: Option<ReturnAt>,
+    ) -> PolicyCandidate {
+        PolicyCandidate {
+            id: Uuid::from_u128(number),
+            mode: return_at.map_or(CandidateMode::Shadow, |_| CandidateMode::Canary),
+            version: version(pack),
+            environment: at.map(str::to_owned),
+            percent: 10,
+            return_at,
+            started_at: self::at(1),
+            key_id: KeyId::parse("k").unwrap(),
+            against: return_at.map(|_| None).into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn a_record_from_before_candidates_is_read_and_written_unchanged() {
+        let old = r#"{"account":"a","sequence":3,"default":{"active":"a@1.0.0+0123456789ab","before":[null]}}"#;
+        let record: ActiveRecord = serde_json::from_str(old).unwrap();
+        assert!(record.candidates.is_empty() && record.default.active == Some(version("a")));
+        assert_eq!(serde_json::to_string(&record).unwrap(), old);
+        let tried = candidate(1, "b", Some("production"), Some(ReturnAt::default()));
+        let new = ActiveRecord { candidates: vec![tried], ..record };
+        let written = serde_json::to_string(&new).unwrap();
+        assert_eq!(serde_json::from_str::<ActiveRecord>(&written).unwrap(), new);
+    }
+
+    #[test]
+    fn a_place_of_a_candidate_is_one_by_any_of_its_names_and_no_other() {
+        let mut record = ActiveRecord::default();
+        record.default.activate(version("a"));
+        record.environments.entry("production".to_owned()).or_default().activate(version("b"));
+        let (everywhere, production) = (candidate(1, "c", None, None), candidate(2, "d", Some("prod"), None));
+        record.candidates = vec![everywhere.clone(), production.clone()];
+        assert_eq!((record.active_at(None), record.active_at(Some("PRD"))), (Some(&version("a")), Some(&version("b"))));
+        assert_eq!(record.active_at(Some("staging")), None, "which has none of its own");
+        assert_eq!(record.candidate_at(Some("production")), Some(&production));
+        assert_eq!((record.candidate_at(None), record.candidate_at(Some("staging"))), (Some(&everywhere), None));
+        record.end_candidate(Some("staging"));
+        assert_eq!(record.candidates.len(), 2);
+        record.end_candidate(Some("production"));
+        assert_eq!(record.candidates, [everywhere]);
+        record.end_candidate(None);
+        assert!(record.candidates.is_empty());
+    }
+
+    #[test]
+    fn a_version_is_needed_while_it_is_tried() {
+        let candidates = vec![
+            candidate(1, "a", None, None),
+            candidate(2, "a", Some("production"), Some(ReturnAt::default())),
+            candidate(3, "b", Some("staging"), None),
+        ];
+        let mut record = ActiveRecord { candidates, ..ActiveRecord::default() };
+        let uses = ["it is tried as the shadow of the default", "it is tried as the canary of `production`"];
+        assert_eq!(record.uses(&version("a")), uses);
+        record.end_candidate(None);
+        assert_eq!(record.uses(&version("a")), uses[1..]);
+        assert!(record.uses(&version("c")).is_empty());
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub(crate) mod tests {
     pub(crate) fn proposal(id: &str, account: &str) -> ProposalRecord {
         let key_id = KeyId::parse("k").unwrap();
         let proposal = PolicyProposal {
+            canary: None,
+            replayed: None,
             id: ProposalId::parse(id).unwrap(),
             account: AccountId::parse(account).unwrap(),
             status: ProposalStatus::Pending,

@@ -9,6 +9,7 @@ pub(crate) fn at(second: i64) -> Timestamp {
 
 pub(crate) fn account(id: &str) -> Account {
     Account {
+        record_facts: false,
         id: AccountId::parse(id).unwrap(),
         name: id.to_owned(),
         plan: stage0_contract::Plan::Free,

@@ -20,6 +20,8 @@ impl RecordStore {
             stops,
             policy: own.policies().or(&deployment.policies()),
             floor: deployment.floor.active,
+            candidates: own.candidates,
+            record_facts: account.record_facts,
         })
     }
 

@@ -51,6 +51,9 @@ impl Office {
 
     fn propose(&mut self, by: &str, pack: &str) -> PolicyProposal {
         let call = ActivatePolicy {
+            replayed_until: None,
+            canary: None,
+            replayed: None,
             caller: self.caller(by),
             version: version(pack),
             account: None,
@@ -61,6 +64,7 @@ impl Office {
             diff_digest: None,
             accept_flips: None,
             judged: None,
+            sequence: None,
             proposes: true,
             is_trial: false,
         };
