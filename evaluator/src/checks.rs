@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::approval::Approvals;
+use crate::candidates::Candidates;
 use crate::engines::{Engines, MAX_ORDINARY_BYTES};
 use crate::fair_queue::FairQueue;
 use crate::handler::Handler;
@@ -40,6 +41,7 @@ pub(crate) struct Deciders<'a> {
     pub(crate) engines: &'a Engines,
     pub(crate) runs: &'a RunCoordinator,
     pub(crate) approvals: &'a Approvals,
+    pub(crate) candidates: &'a Candidates,
 }
 
 /// One shard's share of the limits of its process.
@@ -114,7 +116,7 @@ pub(crate) async fn serve_until(
 
 /// Parses and decides a check on the thread for its size. A large check holds a slot.
 async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, deciders: Deciders<'_>) {
-    let Deciders { engines, runs, approvals } = deciders;
+    let Deciders { engines, runs, approvals, candidates } = deciders;
     if arrived.is_out_of_time() {
         arrived.refuse(&EvaluateReply::TimedOut).await;
         return;
@@ -139,6 +141,7 @@ async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, dec
         let Some(with_packs) = Box::pin(with_published(engines, check, &asker.rules, late)).await else { return };
         check = with_packs;
     }
+    check.watched = candidates.watch(&message);
     if is_stopped(engines, &check).await {
         Box::pin(refuse_stopped(check, deciders)).await;
         return;
@@ -269,7 +272,8 @@ mod tests {
         let engines = Engines::open(Arc::new(PackSet::embedded().unwrap())).unwrap();
         let runs = RunCoordinator::new(Arc::clone(&evaluator.state_store), RunConfig::default());
         let approvals = Approvals::new(&evaluator, RunConfig::default());
-        let deciders = Deciders { engines: &engines, runs: &runs, approvals: &approvals };
+        let deciders =
+            Deciders { engines: &engines, runs: &runs, approvals: &approvals, candidates: &Candidates::new() };
         let stop = CancellationToken::new();
         let requests = &gateway.requests;
         let ask = |message: EvaluateRequest| async move {

@@ -48,6 +48,8 @@ pub(crate) struct Decided {
     pub(crate) terms: Option<ApprovalTerms>,
     /// Whether a stop covers the check.
     pub(crate) stopped: bool,
+    /// The approval that it was decided with.
+    pub(crate) held: Option<Held>,
 }
 
 impl Held {
@@ -61,7 +63,7 @@ impl Held {
 
 impl Decided {
     pub(crate) fn without(reply: EvaluateReply) -> Self {
-        Self { reply, update: None, terms: None, stopped: false }
+        Self { reply, update: None, terms: None, stopped: false, held: None }
     }
 }
 
@@ -113,22 +115,33 @@ impl Handler {
                 return Decided::without(EvaluateReply::Invalid(errors));
             }
         };
-        let Some(Deciding { own, floor }) = self.deciding(pack, chosen) else {
+        let Some(deciding) = self.deciding(pack, chosen) else {
             return Decided::without(EvaluateReply::Unable("no engine for the policy version".to_owned()));
         };
         let began = Instant::now();
-        let held = held.map(Held::as_policy);
-        let needs = needs(&own, floor.as_deref());
-        let decide = || {
-            let answer = own.answer(message, snapshot, held, limit)?;
-            match &floor {
-                Some(floor) => Ok(answer.with_floor(floor.answer(message, snapshot, held, limit)?)),
-                None => Ok(answer),
-            }
-        };
-        let answer = guarded(message, pack.version(), needs, decide);
+        let decided = deciding.decide(message, snapshot, held, limit);
         metrics::observe_policy(began.elapsed());
-        answer
+        decided
+    }
+
+    /// Decides a check as [`Handler::evaluate`] does, for a policy that it was not answered by: none if there is no
+    /// engine for it. The request's own choice of a version is of the policy that answered.
+    pub(crate) fn judge(
+        &self,
+        message: &EvaluateRequest,
+        chosen: &Chosen,
+        snapshot: Option<&RunSnapshot>,
+        held: Option<&Held>,
+        limit: TimeLimit,
+    ) -> Option<Decided> {
+        let deciding = self.deciding(chosen.own.as_ref().unwrap_or(self.packs.active()), chosen)?;
+        Some(deciding.decide(message, snapshot, held, limit))
+    }
+
+    /// What the rules of these packs ask of a run; none if there is no engine for them.
+    pub(crate) fn run_needs_of(&self, chosen: &Chosen) -> Option<RunNeeds> {
+        let deciding = self.deciding(chosen.own.as_ref().unwrap_or(self.packs.active()), chosen)?;
+        Some(needs(&deciding.own, deciding.floor.as_deref()))
     }
 
     /// The pack that decides: the version that is active for the check, and no other; without one, one of the process's
@@ -256,6 +269,28 @@ impl Handler {
     }
 }
 
+impl Deciding {
+    fn decide(
+        &self,
+        message: &EvaluateRequest,
+        snapshot: Option<&RunSnapshot>,
+        held: Option<&Held>,
+        limit: TimeLimit,
+    ) -> Decided {
+        let Self { own, floor } = self;
+        let approval = held.map(Held::as_policy);
+        let needs = needs(own, floor.as_deref());
+        let decide = || {
+            let answer = own.answer(message, snapshot, approval, limit)?;
+            match floor {
+                Some(floor) => Ok(answer.with_floor(floor.answer(message, snapshot, approval, limit)?)),
+                None => Ok(answer),
+            }
+        };
+        Decided { held: held.cloned(), ..guarded(message, own.pack().version(), needs, decide) }
+    }
+}
+
 /// What the rules of the packs that decide ask of a run.
 fn needs(own: &Engine, floor: Option<&Engine>) -> RunNeeds {
     let needs = own.pack().run_needs();
@@ -280,7 +315,7 @@ fn guarded(
     match catch_unwind(AssertUnwindSafe(decide)) {
         Ok(Ok(Answer { evaluation, run, terms, stopped })) => {
             let update = Some(RunUpdate::new(&evaluation, needs, run));
-            Decided { reply: EvaluateReply::Decided(Box::new(evaluation)), update, terms, stopped }
+            Decided { reply: EvaluateReply::Decided(Box::new(evaluation)), update, terms, stopped, held: None }
         }
         Ok(Err(EvaluateError::Invalid(errors))) => Decided::without(EvaluateReply::Invalid(errors)),
         Ok(Err(EvaluateError::OutOfTime(_))) => Decided::without(EvaluateReply::TimedOut),

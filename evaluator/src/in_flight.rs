@@ -16,7 +16,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::approval::Hold;
+use crate::candidates::Watched;
 use crate::fair_queue::Queued;
+use crate::handler::Held;
 use crate::metrics::{self, InFlightGuard};
 use crate::published::Chosen;
 
@@ -78,6 +80,8 @@ pub(crate) struct InFlightCheck {
     pub(crate) limit: TimeLimit,
     /// The packs that decide it.
     pub(crate) chosen: Chosen,
+    /// A candidate takes it: then it is judged beside, once it is answered.
+    pub(crate) watched: Option<Box<Watched>>,
     /// What is reserved for it until it is answered: deciding it again on another state may reserve something else.
     holds: RefCell<Vec<Hold>>,
     /// Names this evaluator's work on the check, when another one works on it too.
@@ -119,7 +123,8 @@ impl InFlightCheck {
         let limit = TimeLimit::before(deadline.into_std(), since.into_std());
         let asked = InFlightRequest { request: Arc::new(request), deadline, pending, since, _counted: counted };
         let (holds, chosen) = (RefCell::default(), Chosen::default());
-        Self { asked, bytes: bytes.len(), limit, chosen, holds, claim: Uuid::now_v7(), _slot: slot }
+        let (bytes, claim) = (bytes.len(), Uuid::now_v7());
+        Self { asked, bytes, limit, chosen, watched: None, holds, claim, _slot: slot }
     }
 
     pub(crate) fn request(&self) -> &Arc<EvaluateRequest> {
@@ -149,10 +154,21 @@ impl InFlightCheck {
         self.holds.take()
     }
 
+    /// Notes that rules decided it, with this approval.
+    pub(crate) fn note_decided(&self, held: Option<Held>) {
+        if let Some(watched) = &self.watched {
+            watched.note_decided(held);
+        }
+    }
+
     pub(crate) async fn decided(self, reply: &EvaluateReply) {
         let EvaluateRequest { request_id, account, .. } = &*self.asked.request;
         log_reply(request_id, account, reply, self.asked.since, self.chosen.is_published());
+        let beside = self.watched.map(|watched| (watched, Arc::clone(&self.asked.request)));
         self.asked.answer(reply).await;
+        if let Some((watched, message)) = beside {
+            watched.answered(message, self.bytes, self.chosen, reply);
+        }
     }
 
     /// Logs that the deadline passed; no reply is sent.

@@ -5,6 +5,7 @@
 //! INVARIANT: a check that cannot be decided is answered as such or not at all, never with a decision.
 
 mod approval;
+mod candidates;
 #[cfg(test)]
 #[path = "../../tests/src/capture.rs"]
 mod capture;
@@ -21,6 +22,7 @@ mod own_thread;
 mod preload;
 mod preparing;
 mod published;
+mod replay;
 mod reviews;
 mod run;
 mod shard;

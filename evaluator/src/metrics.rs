@@ -21,6 +21,7 @@ const POLICY: &str = "stage0_policy_info";
 const POLICY_LOADS: &str = "stage0_policy_loads_total";
 const TOGETHER: &str = "stage0_run_checks_together";
 const CONFLICTS: &str = "stage0_run_conflicts_total";
+const CANDIDATE_JUDGED: &str = "stage0_policy_candidate_judged_total";
 const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
 const APPROVALS_OPENED: &str = "stage0_approvals_opened_total";
 const APPROVALS_DECIDED: &str = "stage0_approvals_decided_total";
@@ -59,6 +60,27 @@ impl ApprovalRefused {
     }
 }
 
+/// What became of a check that a candidate takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Same,
+    Differs,
+    /// A rule of the candidate failed.
+    Error,
+    NotJudged,
+}
+
+impl Comparison {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Differs => "differs",
+            Self::Error => "error",
+            Self::NotJudged => "not_judged",
+        }
+    }
+}
+
 /// Stands for every code of a published policy that the baseline does not have.
 const OWN_CODE: &str = "own";
 
@@ -87,6 +109,11 @@ pub(crate) fn describe() {
     describe_histogram!(TOGETHER, Unit::Count, "Checks of one run that were decided together.");
     describe_counter!(CONFLICTS, Unit::Count, "Runs read again because another evaluator wrote them meanwhile.");
     describe_counter!(LEDGER_FAILURES, Unit::Count, "Records that could not be read or written, by what they are.");
+    describe_counter!(
+        CANDIDATE_JUDGED,
+        Unit::Count,
+        "Checks that a shadow or the policy beside a canary judged too, by what came of it."
+    );
     describe_counter!(APPROVALS_OPENED, Unit::Count, "Approvals opened by deferred checks.");
     describe_counter!(APPROVALS_DECIDED, Unit::Count, "Approvals decided, cancelled or expired, by status.");
     describe_counter!(APPROVALS_USED, Unit::Count, "Checks that used an approval or a wider grant.");
@@ -126,6 +153,16 @@ pub(crate) fn approval_refused(why: ApprovalRefused) {
 
 pub(crate) fn approvals_failed() {
     counter!(LEDGER_FAILURES, "by" => "approvals").increment(1);
+}
+
+/// A check that a candidate takes was judged by the other policy too, or was not.
+pub(crate) fn candidate_judged(comparison: Comparison) {
+    counter!(CANDIDATE_JUDGED, "result" => comparison.as_str()).increment(1);
+}
+
+/// What was found of candidates could not be read or written.
+pub(crate) fn candidates_failed() {
+    counter!(LEDGER_FAILURES, "by" => "candidates").increment(1);
 }
 
 /// `is_published`: decided by policies of accounts, whose own codes are counted together.
@@ -276,6 +313,7 @@ mod tests {
             batch_size(1);
             conflict();
             ledger_failed();
+            candidate_judged(Comparison::Same);
             approval_opened();
             approval_decided(ApprovalStatus::Denied);
             approval_used(ApprovalSource::Grant);
@@ -290,6 +328,7 @@ mod tests {
             TOGETHER,
             CONFLICTS,
             LEDGER_FAILURES,
+            CANDIDATE_JUDGED,
             APPROVALS_OPENED,
             APPROVALS_DECIDED,
             APPROVALS_USED,

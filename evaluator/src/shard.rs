@@ -13,8 +13,8 @@ use stage0_backplane::{Backplane, Event, RequestStream, ServeError, Subscription
 use stage0_contract::{
     ChangeApproval, ChangeGrant, CollectEvents, ComparePolicies, CoveredByStop, CreateGrant, EndRun, EvaluateRequest,
     EvaluatorStatus, FetchAction, ListApprovals, ListGrants, ListRuns, MAX_LISTED_POLICIES, MaskText, PolicyChanged,
-    ReadApprovalHistory, Request, ReviewRequest, SettleEvents, SettleRun, ShowApproval, ShowRun, ValidatePolicy,
-    VocabularyRequest,
+    ReadApprovalHistory, ReadCandidates, ReplayDecisions, Request, ReviewRequest, SettleEvents, SettleRun,
+    ShowApproval, ShowRun, ValidatePolicy, VocabularyRequest,
 };
 use stage0_policy::{PackError, PackSet};
 use tokio::sync::oneshot;
@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::approval::Approvals;
+use crate::candidates::{self, Candidates};
 use crate::checks::{self, Deciders, ShardLimits};
 use crate::compare::Comparer;
 use crate::config::RunConfig;
@@ -29,6 +30,7 @@ use crate::engines::Engines;
 use crate::in_flight::InFlightRequest;
 use crate::preload::Preload;
 use crate::published::{Preloading, Published, SharedPolicies};
+use crate::replay::Replayer;
 use crate::reviews;
 use crate::run::RunCoordinator;
 use crate::validate::Validator;
@@ -70,6 +72,8 @@ pub(crate) struct ShardParts {
     pub(crate) preload: Preloading,
     pub(crate) validator: Arc<Validator>,
     pub(crate) comparer: Arc<Comparer>,
+    pub(crate) replayer: Arc<Replayer>,
+    pub(crate) candidates: Candidates,
     pub(crate) runs: RunConfig,
 }
 
@@ -117,6 +121,10 @@ struct Shard {
     validator: Arc<Validator>,
     compare: RequestStream<ComparePolicies>,
     comparer: Arc<Comparer>,
+    replay: RequestStream<ReplayDecisions>,
+    replayer: Arc<Replayer>,
+    read_candidates: RequestStream<ReadCandidates>,
+    candidates: Candidates,
     published: Published,
     /// None where the backplane does not let it subscribe: then policies are loaded for the first check alone.
     policy_changes: Option<Subscription<PolicyChanged>>,
@@ -208,7 +216,7 @@ impl ApprovalRequests {
 
 impl Shard {
     async fn open(parts: ShardParts, connect: &Connect) -> Result<Self, ShardError> {
-        let ShardParts { packs, policies, preload, validator, comparer, runs } = parts;
+        let ShardParts { packs, policies, preload, validator, comparer, replayer, candidates, runs } = parts;
         let engines = Engines::open(packs)?;
         let backplane = connect().await.map_err(ShardError::Connect)?;
         let published = Published::new(policies, Arc::clone(&backplane.requests));
@@ -232,6 +240,8 @@ impl Shard {
         let settle = requests.serve().await.map_err(ShardError::Serve)?;
         let validate = requests.serve().await.map_err(ShardError::Serve)?;
         let compare = requests.serve().await.map_err(ShardError::Serve)?;
+        let replay = requests.serve().await.map_err(ShardError::Serve)?;
+        let read_candidates = requests.serve().await.map_err(ShardError::Serve)?;
         // Last, so that a shard which receives checks can answer every other request too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
         Ok(Self {
@@ -250,6 +260,10 @@ impl Shard {
             validator,
             compare,
             comparer,
+            replay,
+            replayer,
+            read_candidates,
+            candidates,
             published,
             policy_changes,
             preload,
@@ -262,7 +276,8 @@ impl Shard {
         let (engines, handler, runs) = (&self.engines, self.engines.handler(), &self.runs);
         let (approvals, validator) = (&self.approvals, &self.validator);
         let (comparer, published) = (&self.comparer, &self.published);
-        let deciders = Deciders { engines, runs, approvals };
+        let (replayer, state_store) = (&self.replayer, &*self.backplane.state_store);
+        let deciders = Deciders { engines, runs, approvals, candidates: &self.candidates };
         // Each is polled only when it was woken itself: a check must not pay for every kind of request beside it.
         let tasks: FuturesUnordered<LocalBoxFuture<'_, ()>> = [
             stop.run_until_cancelled(follow_store_clock(runs.state_store())).map(drop).boxed_local(),
@@ -280,6 +295,14 @@ impl Shard {
                 .boxed_local(),
             serve_until(self.compare, stop, async |request, deadline| {
                 comparer.compare(published, request, deadline).await
+            })
+            .boxed_local(),
+            serve_until(self.replay, stop, async |request, deadline| {
+                replayer.replay(published, request, deadline).await
+            })
+            .boxed_local(),
+            serve_until(self.read_candidates, stop, async |request, deadline| {
+                candidates::store::read(state_store, request, deadline).await
             })
             .boxed_local(),
             stop.run_until_cancelled(preload(self.policy_changes, engines)).map(drop).boxed_local(),

@@ -13,11 +13,13 @@ use stage0_policy::Pack;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::candidates::{Candidates, JudgeThread};
 use crate::checks::ShardLimits;
 use crate::compare::Comparer;
 use crate::config::EvaluatorConfig;
 use crate::metrics;
 use crate::published::{LoadedPolicies, SharedPolicies};
+use crate::replay::Replayer;
 use crate::shard::{self, ShardError, ShardParts};
 use crate::validate::Validator;
 
@@ -32,6 +34,8 @@ pub struct Evaluator {
     active: PolicyVersion,
     policies: LoadedPolicies,
     shards: Vec<thread::JoinHandle<()>>,
+    /// None once it has finished.
+    judge: Option<JudgeThread>,
     ended: mpsc::Receiver<()>,
     stop: CancellationToken,
 }
@@ -71,7 +75,11 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     let count = config.shards.unwrap_or_else(cores).get();
     let (packs, runs) = (Arc::new(config.packs), config.runs);
     let (policies, validator) = (SharedPolicies::new(), Validator::new());
-    let comparer = Comparer::new(Arc::clone(packs.active()));
+    let (comparer, replayer) = (Comparer::new(Arc::clone(packs.active())), Replayer::new(Arc::clone(packs.active())));
+    let candidates = Candidates::new();
+    let parts = (Arc::clone(&packs), Arc::clone(&policies));
+    let judge = JudgeThread::start(candidates.clone(), parts.0, parts.1, Arc::clone(&connect));
+    let judge = Some(judge.map_err(BuildError::Thread)?);
     let limits = ShardLimits::of(count);
     let stop = CancellationToken::new();
     let stop_on_error = stop.clone().drop_guard();
@@ -84,7 +92,8 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
         let (connect, stop) = (Arc::clone(&connect), stop.clone());
         let (packs, policies, validator) = (Arc::clone(&packs), Arc::clone(&policies), Arc::clone(&validator));
         let preload = policies.preloading();
-        let parts = ShardParts { packs, policies, preload, validator, comparer: Arc::clone(&comparer), runs };
+        let (comparer, replayer, candidates) = (Arc::clone(&comparer), Arc::clone(&replayer), candidates.clone());
+        let parts = ShardParts { packs, policies, preload, validator, comparer, replayer, candidates, runs };
         let work = move || {
             let _ending = ending;
             shard::run(parts, &connect, limits, ready, &stop);
@@ -101,7 +110,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     packs.packs().for_each(|pack| log_parents(pack));
     tracing::info!(policy_version = %active, shards = count, "evaluator serves");
     stop_on_error.disarm();
-    Ok(Evaluator { active, policies: LoadedPolicies::new(policies), shards, ended, stop })
+    Ok(Evaluator { active, policies: LoadedPolicies::new(policies), shards, judge, ended, stop })
 }
 
 /// Logs which packs decide with a pack that extends others. A pack in the same folder can be among them.
@@ -130,9 +139,11 @@ impl Evaluator {
             _ = self.ended.recv() => false,
         };
         self.stop.cancel();
-        let shards = std::mem::take(&mut self.shards);
+        let (shards, judge) = (std::mem::take(&mut self.shards), self.judge.take());
         let joined = tokio::task::spawn_blocking(move || {
             let ends: Vec<_> = shards.into_iter().map(thread::JoinHandle::join).collect();
+            // No check is answered any more.
+            judge.into_iter().for_each(JudgeThread::finish);
             ends.iter().all(Result::is_ok)
         });
         let whole = joined.await.unwrap_or(false);

@@ -4,10 +4,12 @@
 #[cfg(test)]
 mod suite {
     mod approvals;
+    mod candidates;
     mod comparing;
     mod history;
     mod preloaded;
     mod published;
+    mod replaying;
     mod runs;
     mod service;
 }

@@ -8,7 +8,8 @@
 
 use serde_json::{Map, Value, json};
 use stage0_contract::{
-    APPROVAL_RECORDS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORDS, Role, USAGE_RECORDS,
+    APPROVAL_RECORDS, CANDIDATE_RECORDS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORDS, Role,
+    USAGE_RECORDS,
 };
 
 use super::link::Link;
@@ -27,7 +28,9 @@ const MAX_COUNTER_BYTES: usize = 16 * 1024;
 const MAX_RUN_BYTES: usize = 1024 * 1024;
 /// The sealed text of an action is the largest; an account's index and its wider grants are smaller.
 const MAX_APPROVAL_BYTES: usize = 1024 * 1024;
-/// Records of which there are few: endpoints, and the keystore's own.
+/// A hundred kinds of disagreement.
+const MAX_CANDIDATE_BYTES: usize = 256 * 1024;
+/// Records of which there are few: what was found of candidates, endpoints, and the keystore's own.
 const MAX_OWN_RECORDS: u64 = 200_000;
 
 const CHOICES: [&str; 8] =
@@ -165,7 +168,8 @@ impl StreamSpec {
         let (percent, max_bytes, max_records, max_age) = match word {
             RUN_RECORDS => (10, MAX_RUN_BYTES, MaxRecords::Chosen, 0),
             // An earlier version's deployment has given 95 percent to its streams: this much is left.
-            APPROVAL_RECORDS => (5, MAX_APPROVAL_BYTES, MaxRecords::Chosen, 0),
+            APPROVAL_RECORDS => (4, MAX_APPROVAL_BYTES, MaxRecords::Chosen, 0),
+            CANDIDATE_RECORDS => (1, MAX_CANDIDATE_BYTES, MaxRecords::Fixed(MAX_OWN_RECORDS), 0),
             USAGE_RECORDS => (6, MAX_COUNTER_BYTES, MaxRecords::Chosen, 0),
             IDEMPOTENCY_RECORDS => (5, MAX_COUNTER_BYTES, MaxRecords::Chosen, IDEMPOTENCY_MAX_AGE_NANOS),
             KEYSTORE_RECORDS => (3, MAX_MESSAGE_BYTES, MaxRecords::Fixed(MAX_OWN_RECORDS), 0),
@@ -311,14 +315,16 @@ mod tests {
         let specs = StreamSpec::all("s0");
         assert!(specs.iter().map(|spec| spec.percent).sum::<u64>() <= 95);
         let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
-        let records = ["S0_RUNS", "S0_APPROVALS", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
+        let records = ["S0_RUNS", "S0_APPROVALS", "S0_CANDIDATES", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
         assert_eq!((&names[..2], &names[2..]), (&["S0_LOG", "S0_LEDGER"][..], &records[..]));
-        for spec in specs.iter().filter(|spec| spec.name.as_str() == "S0_APPROVALS") {
-            assert!(spec.percent <= 5 && spec.used_by == [Role::Evaluator]);
-        }
+        // What an earlier version left free.
+        let added = specs.iter().filter(|spec| ["S0_APPROVALS", "S0_CANDIDATES"].contains(&spec.name.as_str()));
+        assert!(added.clone().map(|spec| spec.percent).sum::<u64>() <= 5);
+        assert!(added.clone().all(|spec| spec.used_by == [Role::Evaluator]));
         for (key, stream) in [
             ("runs.a.r", "S0_RUNS"),
             ("approvals.a.x.y", "S0_APPROVALS"),
+            ("candidates.a.x", "S0_CANDIDATES"),
             ("usage.message-auth", "S0_USAGE"),
             ("cursor.e", "S0_LEDGER"),
             ("k", "S0_LEDGER"),

@@ -294,6 +294,7 @@ async fn each_role_has_its_own_records_and_no_others() {
     let records = [
         "runs.a.r",
         "approvals.a.x",
+        "candidates.a.x",
         "usage.a.m1",
         "idempotency.a.k.h",
         "keystore.lease",
@@ -301,8 +302,8 @@ async fn each_role_has_its_own_records_and_no_others() {
         "replay.a",
         "message-auth",
     ];
-    let all = [(&evaluator, &records[..2]), (&gateway, &records[2..4]), (&keystore, &records[4..5])];
-    let all = [&all[..], &[(&exporter, &records[5..])]].concat();
+    let all = [(&evaluator, &records[..3]), (&gateway, &records[3..5]), (&keystore, &records[5..6])];
+    let all = [&all[..], &[(&exporter, &records[6..])]].concat();
     for (role, own) in &all {
         for record in *own {
             role.state_store.put(record, "there".into(), None, None, soon()).await.unwrap();
@@ -335,7 +336,7 @@ async fn each_role_has_its_own_records_and_no_others() {
             assert!(role.state_store.list(under, None, 10, soon()).await.is_err());
         }
     }
-    for others in ["usage.a", "idempotency.a", "keystore", "cursor"] {
+    for others in ["candidates.a", "usage.a", "idempotency.a", "keystore", "cursor"] {
         assert!(evaluator.state_store.list(others, None, 10, soon()).await.is_err(), "{others}");
     }
     let (run, raw) = ("s0.ledger.runs.a.r", raw(&nats, "evaluator").await);

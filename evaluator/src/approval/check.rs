@@ -87,11 +87,12 @@ impl Approvals {
     ) -> (EvaluateReply, Option<RunUpdate>) {
         let message = check.request();
         let first = engines.evaluate(check, snapshot, None).await;
-        let Decided { reply, update, terms, stopped } = first;
+        let Decided { reply, update, terms, stopped, .. } = first;
         if stopped {
             return (reply, None);
         }
         let EvaluateReply::Decided(evaluation) = &reply else { return (reply, update) };
+        check.note_decided(None);
         match (&message.asker, terms) {
             (Some(asker), Some(terms)) if evaluation.decision.verdict == Verdict::Defer => {
                 // Boxed, so that a check which is not deferred does not carry the room for it.
@@ -145,12 +146,14 @@ impl Approvals {
         };
         match ending {
             Ending::Instead(decided) => {
-                let Decided { reply, update, .. } = *decided;
+                let Decided { reply, update, held, .. } = *decided;
+                check.note_decided(held);
                 (reply, update)
             }
             Ending::Used(used) => {
                 let Used { decided, reference, source, events } = *used;
-                let Decided { mut reply, update, .. } = decided;
+                let Decided { mut reply, update, held, .. } = decided;
+                check.note_decided(held);
                 if let EvaluateReply::Decided(evaluation) = &mut reply {
                     evaluation.decision.approval = Some(reference);
                     evaluation.approval_source = Some(source);

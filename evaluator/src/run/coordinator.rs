@@ -26,6 +26,7 @@ use super::queues::{Full, RunQueues};
 use super::quota::{RunQuota, RunSlot, day_of};
 use super::{CheckRef, RunState};
 use crate::approval::Approvals;
+use crate::candidates::RunSeen;
 use crate::config::RunConfig;
 use crate::engines::Engines;
 use crate::in_flight::InFlightCheck;
@@ -188,6 +189,11 @@ impl RunCoordinator {
                     continue;
                 }
             };
+            if let Some(watched) = &check.watched {
+                let counted = engines.handler().run_needs(&message.request, &check.chosen);
+                let seen = || RunSeen { snapshot: state.snapshot(check_ref, RunSeen::ALL), counted };
+                watched.note_run((!state.is_repeat(check_ref)).then(seen));
+            }
             let (reply, update) = approvals.decide(engines, check, Some(&snapshot)).await;
             if let Some(update) = update {
                 state.apply(check_ref, &update);

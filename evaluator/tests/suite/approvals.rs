@@ -1,6 +1,7 @@
 //! Approvals from a deferred check to the one check that uses them, with several evaluators and a keystore that is
 //! played by the test.
 
+mod beside;
 mod ends;
 mod grants;
 mod opening;

@@ -101,7 +101,7 @@ impl Deployment {
         Self { caller: bus.connect(), policies, fetched, asked: AtomicUsize::new(0), _serving: serving }
     }
 
-    async fn ask(&self, body: &Value, rules: AccountRules) -> EvaluateReply {
+    pub(crate) async fn ask(&self, body: &Value, rules: AccountRules) -> EvaluateReply {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         self.ask_as(number, body, rules).await
     }
@@ -137,7 +137,7 @@ fn active(default: &PolicyVersion) -> AccountRules {
     AccountRules { policy, ..AccountRules::default() }
 }
 
-fn payment(amount: i64) -> Value {
+pub(crate) fn payment(amount: i64) -> Value {
     json!({"goal": "Pay the invoice of May", "success_criteria": ["x"], "context": {"amount": amount}})
 }
 
