@@ -95,6 +95,8 @@ pub(crate) enum ApiError {
     Changed,
     /// Two policies could not be compared, so that neither takes the place of the other.
     NotCompared(Part),
+    /// Recorded decisions could not be decided again, so that what a policy would change is not known.
+    NotReplayed(Part),
     /// Something of the service failed, and it is not known what.
     Unavailable,
 }
@@ -206,7 +208,7 @@ impl ApiError {
             }
             Self::TooManyReads => Row::throttled(Throttle::Reads, RATE_RETRY_AFTER, "too many reads of this account"),
             Self::TooManyScans => {
-                let text = "the account makes as many downloads or verifications as it may";
+                let text = "the account has as many downloads, verifications or replays as it may";
                 Row::throttled(Throttle::Reads, SCAN_RETRY_AFTER, text)
             }
             Self::TooManyBytesOfAccount => {
@@ -258,6 +260,10 @@ impl ApiError {
             Self::NotCompared(part) => Row::new(
                 Code::Unavailable,
                 format!("nothing was changed, because the policies could not be compared: {part}, try again"),
+            ),
+            Self::NotReplayed(part) => Row::new(
+                Code::Unavailable,
+                format!("nothing was changed, because recorded decisions could not be replayed: {part}, try again"),
             ),
             Self::Unavailable => {
                 Row::new(Code::Unavailable, "the service could not answer in time: the action must not run, try again")

@@ -14,6 +14,7 @@ mod approval_maintenance;
 mod approval_waits;
 mod auth;
 mod body;
+mod canary_return;
 mod config;
 mod errors;
 mod idempotency;

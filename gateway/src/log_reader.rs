@@ -18,8 +18,10 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 mod page;
+mod past;
 
 pub(crate) use page::{Cursor, Filter, Order};
+pub(crate) use past::{Environments, Kept, Past, PastDecision};
 
 const CHUNK_BYTES: usize = 1 << 20;
 const DOWNLOAD_CHUNK_BYTES: usize = 256 << 10;
@@ -104,10 +106,15 @@ impl Resume {
 
 impl LogReader {
     pub(crate) fn new(log: &Arc<dyn DecisionLog>, identity: &KeyIdentity) -> Self {
+        Self::within(log, identity.account.clone(), identity.retention_days)
+    }
+
+    /// Reads what may be shown of an account with this retention.
+    pub(crate) fn within(log: &Arc<dyn DecisionLog>, account: AccountId, retention_days: u32) -> Self {
         let now = Timestamp::now();
-        let retention = SignedDuration::from_hours(24 * i64::from(identity.retention_days));
+        let retention = SignedDuration::from_hours(24 * i64::from(retention_days));
         let horizon = now.checked_sub(retention).unwrap_or(Timestamp::UNIX_EPOCH);
-        Self { log: Arc::clone(log), account: identity.account.clone(), horizon, now }
+        Self { log: Arc::clone(log), account, horizon, now }
     }
 
     /// Reads all that an account's log has, whatever its retention: for what the gateway itself must know.

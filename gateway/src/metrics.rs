@@ -26,6 +26,7 @@ const RECORD_ROUND_SECONDS: &str = "stage0_record_round_seconds";
 const RECORD_LINES: &str = "stage0_record_lines_total";
 const EVENT_LINES: &str = "stage0_event_lines_total";
 const APPROVAL_WAITS: &str = "stage0_approval_waits";
+const CANARIES_RETURNED: &str = "stage0_canaries_returned_total";
 const NOTICES_PROVEN: &str = "stage0_notices_proven_age_seconds";
 const KEY_CACHE: &str = "stage0_key_cache_total";
 const REFUSED: &str = "stage0_refused_total";
@@ -105,6 +106,7 @@ pub(crate) fn describe() {
         "Events of approvals, grants and stops handed to the log, by what became of them."
     );
     describe_gauge!(APPROVAL_WAITS, Unit::Count, "Calls that wait for an approval to change.");
+    describe_counter!(CANARIES_RETURNED, Unit::Count, "Canaries that ended by their own terms.");
     describe_gauge!(
         NOTICES_PROVEN,
         Unit::Seconds,
@@ -207,6 +209,10 @@ pub(crate) fn wait_began() {
 
 pub(crate) fn wait_ended() {
     gauge!(APPROVAL_WAITS).decrement(1.0);
+}
+
+pub(crate) fn canary_returned() {
+    counter!(CANARIES_RETURNED).increment(1);
 }
 
 pub(crate) fn notices_proven(age: Duration) {

@@ -1,7 +1,7 @@
 //! Threads and limits for reads of the log, apart from those of checks.
 //!
-//! Lists, downloads and verifications run on threads of lower priority than those that serve checks, and only a few of
-//! one account at the same time.
+//! Lists, downloads, verifications and replays run on threads of lower priority than those that serve checks, and only
+//! a few of one account at the same time.
 //! INVARIANT: a client that does not take its answer holds only its own account's permits; what all accounts share is
 //! released before an answer leaves.
 
@@ -12,7 +12,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -25,6 +25,9 @@ const MAX_PAGES_PER_ACCOUNT: usize = 2;
 const MAX_PAGES: usize = 8;
 const MAX_DOWNLOADS_PER_ACCOUNT: usize = 2;
 const MAX_VERIFICATIONS_PER_ACCOUNT: usize = 1;
+const MAX_REPLAYS_PER_ACCOUNT: usize = 1;
+/// Of all accounts, at the same time: each holds a piece of the log and its facts in memory.
+const MAX_REPLAYS: usize = 4;
 const CORES_PER_THREAD: usize = 4;
 /// Of the threads, so that checks come first when cores are scarce.
 const NICENESS: i32 = 10;
@@ -40,6 +43,8 @@ pub(crate) struct ReadPool {
     all_pages: Semaphore,
     downloads: Permits,
     verifications: Permits,
+    replays: Permits,
+    all_replays: Semaphore,
 }
 
 struct Permits {
@@ -67,6 +72,8 @@ impl ReadPool {
             all_pages: Semaphore::new(MAX_PAGES),
             downloads: Permits::new(MAX_DOWNLOADS_PER_ACCOUNT),
             verifications: Permits::new(MAX_VERIFICATIONS_PER_ACCOUNT),
+            replays: Permits::new(MAX_REPLAYS_PER_ACCOUNT),
+            all_replays: Semaphore::new(MAX_REPLAYS),
         })
     }
 
@@ -95,6 +102,27 @@ impl ReadPool {
 
     pub(crate) fn verification(&self, account: u64) -> Result<ReadPermit, ApiError> {
         self.verifications.take(account).ok_or(ApiError::TooManyScans)
+    }
+
+    pub(crate) fn replay(&self, account: u64) -> Result<ReadPermit, ApiError> {
+        self.replays.take(account).ok_or(ApiError::TooManyScans)
+    }
+
+    /// As [`ReadPool::replay`], after those that the account makes and waits for now: its own replays must not keep
+    /// what somebody else wants to activate for it from being judged.
+    pub(crate) async fn replay_in_turn(
+        &self,
+        account: u64,
+        deadline: tokio::time::Instant,
+    ) -> Result<ReadPermit, ApiError> {
+        let permit = timeout_at(deadline, self.replays.semaphore(account).acquire_owned()).await;
+        permit.map_err(|_| ApiError::TooManyScans)?.map_err(|_| ApiError::Unavailable)
+    }
+
+    /// The turn of a replay among those of all accounts.
+    pub(crate) async fn turn_to_replay(&self, deadline: tokio::time::Instant) -> Result<SemaphorePermit<'_>, ApiError> {
+        let turn = timeout_at(deadline, self.all_replays.acquire()).await;
+        turn.map_err(|_| ApiError::Overloaded)?.map_err(|_| ApiError::Unavailable)
     }
 
     /// Runs work on the pool; it is aborted when this future is dropped.
@@ -190,6 +218,29 @@ mod tests {
         assert_eq!(read_pool.verification(1).err(), Some(ApiError::TooManyScans));
         drop(verification);
         assert!(read_pool.verification(1).is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_replay_of_an_account_is_made_at_a_time_and_one_before_an_activation_takes_its_turn() {
+        let read_pool = read_pool(0);
+        let replay = read_pool.replay(1).unwrap();
+        assert_eq!(read_pool.replay(1).err(), Some(ApiError::TooManyScans));
+        assert!(read_pool.replay(2).is_ok());
+        assert_eq!(read_pool.replay_in_turn(1, soon()).await.err(), Some(ApiError::TooManyScans));
+        let later = tokio::time::Instant::now() + Duration::from_secs(60);
+        let mut waiting = Box::pin(read_pool.replay_in_turn(1, later));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        drop(replay);
+        assert_eq!(read_pool.replay(1).err(), Some(ApiError::TooManyScans), "the one that waits is first");
+        assert!(waiting.await.is_ok());
+        assert!(read_pool.replay(1).is_ok());
+        let mut turns = Vec::new();
+        for _ in 0..MAX_REPLAYS {
+            turns.push(read_pool.turn_to_replay(soon()).await.unwrap());
+        }
+        assert_eq!(read_pool.turn_to_replay(soon()).await.err(), Some(ApiError::Overloaded), "of all accounts");
+        turns.pop();
+        assert!(read_pool.turn_to_replay(soon()).await.is_ok());
     }
 
     #[tokio::test]

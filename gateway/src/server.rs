@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::approval_maintenance;
+use crate::canary_return;
 use crate::config::GatewayConfig;
 use crate::errors::ApiError;
 use crate::idle_timeout::{ConnectionTimeouts, TimedStream};
@@ -185,6 +186,10 @@ impl Gateway {
         tasks.spawn({
             let (state, stopping) = (state.clone(), background.clone());
             async move { approval_maintenance::run(&state, &stopping).await }
+        });
+        tasks.spawn({
+            let (state, stopping) = (state.clone(), background.clone());
+            async move { canary_return::run(&state, &stopping).await }
         });
         tasks.spawn({
             let (waits, stopping) = (Arc::clone(&state.approval_waits), background.clone());

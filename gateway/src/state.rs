@@ -9,6 +9,7 @@ use stage0_contract::{Actor, Holder, KeyIdentity, PublicKeys, Scopes};
 
 use crate::address::ClientNet;
 use crate::approval_waits::ApprovalWaits;
+use crate::canary_return::Canaries;
 use crate::config::GatewayConfig;
 use crate::idempotency::FirstSeen;
 use crate::in_flight::{ByteLimits, BytesInFlight};
@@ -43,6 +44,7 @@ pub(crate) struct AppState {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) instances: Arc<Instances>,
     pub(crate) approval_waits: Arc<ApprovalWaits>,
+    pub(crate) canaries: Arc<Canaries>,
     pub(crate) recorder: Recorder,
     /// The public keys of checkpoints, cached because anyone may request them.
     pub(crate) signing_keys: Cache<(), PublicKeys>,
@@ -78,6 +80,7 @@ impl AppState {
             readiness: Arc::default(),
             instances: Arc::new(Instances::new(now, config.single_process)),
             approval_waits: Arc::default(),
+            canaries: Arc::default(),
             recorder,
             signing_keys: Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_TTL).build(),
             first_seen: FirstSeen::default(),

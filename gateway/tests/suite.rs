@@ -10,6 +10,8 @@ mod approved_checks;
 mod authentication;
 #[path = "suite/bodies.rs"]
 mod bodies;
+#[path = "suite/candidates.rs"]
+mod candidates;
 #[path = "suite/changes.rs"]
 mod changes;
 #[path = "suite/checks.rs"]
@@ -38,6 +40,8 @@ mod policies_of_all;
 mod policy_answers;
 #[path = "suite/policy_proposals.rs"]
 mod policy_proposals;
+#[path = "suite/policy_replay.rs"]
+mod policy_replay;
 #[path = "suite/replays.rs"]
 mod replays;
 #[path = "suite/routing.rs"]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stage0_backplane::clock::boottime;
-use stage0_contract::{KeyIdentity, Stop};
+use stage0_contract::{CandidateMode, KeyIdentity, PolicyCandidate, Stop};
 
 /// Scopes count in every case: the request was authorized by those that the key had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(super) enum Binding {
     Key,
     /// On the account's rules: a check that is being decided.
     Rules,
-    /// On the account's rules without its policy, until this boottime: a decision that counts, and whose answer is on
+    /// On the account's rules without its policies, until this boottime: a decision that counts, and whose answer is on
     /// its way. It names the version that was active when it was recorded.
     Decision { until: Duration },
 }
@@ -37,7 +37,14 @@ impl Binding {
 }
 
 fn has_other_policy(now: &KeyIdentity, before: &KeyIdentity) -> bool {
-    now.rules.policy != before.rules.policy || now.rules.floor != before.rules.floor
+    now.rules.policy != before.rules.policy
+        || now.rules.floor != before.rules.floor
+        || !canaries(now).eq(canaries(before))
+}
+
+/// A shadow decides nothing.
+fn canaries(identity: &KeyIdentity) -> impl Iterator<Item = &PolicyCandidate> {
+    identity.rules.candidates.iter().filter(|candidate| candidate.mode == CandidateMode::Canary)
 }
 
 /// Whether a check may be decided otherwise now than with the identity of before, by the same policy. A stop that ends

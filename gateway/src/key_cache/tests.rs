@@ -417,6 +417,14 @@ async fn a_check_is_not_confirmed_under_other_rules_and_one_that_is_decided_only
     published.rules.policy.default = Some(version("acme@1.0.0+0123456789ab"));
     let mut floored = identity("a", key.id());
     floored.rules.floor = Some(version("floor@1.0.0+0123456789ab"));
+    let tried = |mode: &str| {
+        let candidate = serde_json::json!({
+            "id": "01a20c2e-c3d9-727d-9b3c-c2a79d458dbe", "mode": mode, "version": "acme@1.0.0+0123456789ab",
+            "environment": null, "percent": 5, "return_at": null, "started_at": "2026-03-16T12:05:00Z", "key_id": "k"});
+        let mut tried = identity("a", key.id());
+        tried.rules.candidates = vec![serde_json::from_value(candidate).unwrap()];
+        tried
+    };
     let mut owned = identity("a", key.id());
     owned.holder = Some(stage0_contract::Holder::of_workload(key.id().clone()));
     let (past, future) = (Duration::ZERO, Duration::MAX);
@@ -429,6 +437,8 @@ async fn a_check_is_not_confirmed_under_other_rules_and_one_that_is_decided_only
         (owned, [true, false, false, false]),
         (published, [true, false, false, true]),
         (floored, [true, false, false, true]),
+        (tried("canary"), [true, false, false, true]),
+        (tried("shadow"), [true; 4]),
         (over, [true; 4]),
         (identity("a", key.id()), [true; 4]),
     ] {

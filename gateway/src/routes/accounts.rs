@@ -9,7 +9,7 @@ use super::management::Call;
 use crate::errors::ApiError;
 
 /// What an operator may change; null restores the plan's value.
-const CHANGES: [&str; 13] = [
+const CHANGES: [&str; 14] = [
     "plan",
     "retention_days",
     "per_minute",
@@ -23,6 +23,7 @@ const CHANGES: [&str; 13] = [
     "approvals",
     "four_eyes",
     "policy_changes",
+    "record_facts",
 ];
 
 pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
@@ -68,6 +69,7 @@ pub(super) async fn update(mut call: Call, id: Path<String>) -> Result<HttpRespo
     let four_eyes = fields.boolean("four_eyes");
     let must = "must be `single` or `second_member`";
     let policy_changes = fields.word("policy_changes", must, PolicyChanges::parse);
+    let record_facts = fields.boolean("record_facts");
     fields.finish()?;
     // A text that is not an account id names no account.
     let account = AccountId::parse(&id).map_err(|_| ApiError::NotFound)?;
@@ -83,6 +85,7 @@ pub(super) async fn update(mut call: Call, id: Path<String>) -> Result<HttpRespo
         approvals,
         four_eyes,
         policy_changes,
+        record_facts,
         caps,
     };
     let account = call.send(&update).await?;

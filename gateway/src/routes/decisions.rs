@@ -37,7 +37,7 @@ use crate::state::AppState;
 /// A deletion reads what it deletes.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Memory of one download: a chunk of the log, its lines, and the next chunk's lines.
-const DOWNLOAD_BYTES: usize = 1 << 20;
+pub(super) const DOWNLOAD_BYTES: usize = 1 << 20;
 const MAX_CHUNKS_AHEAD: usize = 1;
 
 pub(super) async fn get(call: Call, id: Path<String>) -> Result<HttpResponse, ApiError> {
@@ -194,7 +194,7 @@ fn read_deadline(state: &AppState) -> Instant {
 }
 
 /// Counts the bytes of an answer against its account until the client has taken them.
-fn hold_bytes(call: &Call, identity: &KeyIdentity, bytes: usize) -> Result<Hold, ApiError> {
+pub(super) fn hold_bytes(call: &Call, identity: &KeyIdentity, bytes: usize) -> Result<Hold, ApiError> {
     let now = std::time::Instant::now();
     let net = Client::of_request(&call.request).map(Client::net);
     let hold = call.state.bytes.begin(Some(&identity.account), net, now);

@@ -107,6 +107,26 @@ impl Fields {
         self.optional(name, "must be a whole number, not negative", whole)
     }
 
+    /// A whole number between two bounds, both included.
+    pub(super) fn number_within<T: TryFrom<u64>>(&mut self, name: &str, min: u64, max: u64) -> Option<T> {
+        let must = format!("must be a whole number from {min} to {max}");
+        self.optional(name, &must, |v| {
+            whole(v).filter(|number| (min..=max).contains(number)).and_then(|number| T::try_from(number).ok())
+        })
+    }
+
+    /// An object, whose bad and unknown members are named with its own name before theirs.
+    pub(super) fn object<T>(&mut self, name: &str, read: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        let members = self.optional(name, "must be an object", |v| v.as_object().cloned())?;
+        let mut inner = Self::of_body(members, Vec::new());
+        let read = read(&mut inner);
+        if let Err(ApiError::Invalid(errors)) = inner.finish() {
+            let within = |error: FieldError| FieldError::new(format!("{name}.{}", error.path), error.message);
+            self.errors.extend(errors.into_iter().map(within));
+        }
+        Some(read)
+    }
+
     /// A setting that null gives back to the plan.
     pub(super) fn change<T>(
         &mut self,
@@ -349,6 +369,32 @@ mod tests {
             body.required_prose("reason", 22);
             let Err(ApiError::Invalid(errors)) = body.finish() else { panic!("{absent} is accepted") };
             assert_eq!(errors.len(), 1, "{absent}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_an_object_is_named_with_its_path() {
+        let read = |body: &Value| {
+            let mut body = fields(body);
+            let share = body.object("canary", |canary| {
+                let inner = canary.object("return_at", |at| at.number_within::<u8>("error_percent", 0, 100));
+                (canary.number_within::<u8>("percent", 1, 100), inner)
+            });
+            (share, body.finish())
+        };
+        let (share, finished) = read(&json!({"canary": {"percent": 100.0, "return_at": {"error_percent": 0}}}));
+        assert_eq!((share, finished), (Some((Some(100), Some(Some(0)))), Ok(())));
+        for absent in [json!({}), json!({"canary": null})] {
+            assert_eq!(read(&absent), (None, Ok(())));
+        }
+        let bad = json!({"canary": {"percent": 101, "share": 1, "return_at": {"error_percent": "1", "after": 2}}});
+        let Err(ApiError::Invalid(errors)) = read(&bad).1 else { panic!("accepted") };
+        let paths: Vec<_> = errors.iter().map(|error| error.path.as_str()).collect();
+        let expected = ["canary.return_at.error_percent", "canary.return_at.after", "canary.percent", "canary.share"];
+        assert_eq!(paths, expected);
+        for (bad, path) in [(json!({"canary": 5}), "canary"), (json!({"canary": {"percent": 0}}), "canary.percent")] {
+            let Err(ApiError::Invalid(errors)) = read(&bad).1 else { panic!("accepted") };
+            assert_eq!((errors.len(), errors[0].path.as_str()), (1, path));
         }
     }
 

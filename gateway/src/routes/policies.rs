@@ -1,9 +1,9 @@
 //! `/v1/policies`: packs that an organisation publishes, and which of them decide. The keystore keeps both.
 //!
 //! An evaluator loads a pack and runs its cases before it is published. Each change is tried first, then recorded, then
-//! made, so that nothing is there without its line; what changes nothing has no line. In between an activation
-//! is compared with what it takes the place of (`gate.rs`). Gateways learn of it
-//! with the identities of callers (`key_cache.rs`), this one before it answers.
+//! made (`recorded.rs`); what changes nothing has no line. In between an activation is compared with what it takes the
+//! place of (`gate.rs`). Gateways learn of it with the identities of callers (`key_cache.rs`), this one before it
+//! answers.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use actix_web::web::Path;
 use jiff::Timestamp;
 use serde_json::Value;
 use stage0_contract::{
-    AccountId, ActivatePolicy, Activation, ActivationDone, ActivationProposed, ApprovalEvent, Caller, EventActor,
-    FieldError, ForgetPolicy, InstanceState, KeyIdentity, LineType, ListPolicies, ManageReply, PolicyAtEvaluator,
-    PolicyBundle, PolicyFault, PolicyFiles, PolicyForgotten, PolicyStored, PolicySummary, PolicyVersion,
-    PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, Request, Role, RollbackPolicy, Scope, ShowPolicy,
-    ShownPolicy, StorePolicy, ValidatePolicy, ValidatePolicyReply,
+    AccountId, ActivatePolicy, ActivationProposed, ApprovalEvent, Caller, EventActor, FieldError, ForgetPolicy,
+    InstanceState, KeyIdentity, LineType, ListPolicies, PolicyAtEvaluator, PolicyBundle, PolicyFault, PolicyFiles,
+    PolicyForgotten, PolicyStored, PolicySummary, PolicyVersion, PublishedPolicy, ReadActivePolicies,
+    ReadPolicyHistory, Role, RollbackPolicy, Scope, ShowPolicy, ShownPolicy, StorePolicy, ValidatePolicy,
+    ValidatePolicyReply,
 };
 use uuid::Uuid;
 
@@ -25,19 +25,22 @@ use super::fields::Fields;
 use super::management::{Call, to_the_end};
 use super::stops::{masked, refuse_secrets};
 use crate::errors::{ApiError, Change, How, Part};
-use crate::recording::record_event;
 use crate::state::AppState;
 
+mod candidates;
 mod diff;
 mod gate;
 pub(super) mod proposals;
+mod recorded;
+mod replay;
 
+pub(super) use candidates::{candidates, shadow, withdraw};
 pub(super) use diff::diff;
+use recorded::{change, record_event_of};
+pub(super) use replay::replay;
 
 const MAX_REASON_CHARS: usize = 500;
 const MAX_ENVIRONMENT_CHARS: usize = 100;
-/// How often a change is tried again because another one came between.
-const MAX_ATTEMPTS: usize = 3;
 /// An evaluator gives a pack up before.
 const VALIDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -144,6 +147,8 @@ pub(super) async fn activate(mut call: Call, version: Path<String>) -> Result<Ht
     let Place { account, environment, floor, reason, expected } = place(&mut fields, &caller)?;
     let diff_digest = fields.text("diff_digest");
     let accept_flips = fields.large_number("accept_flips");
+    let replayed_until = candidates::replayed_until(&mut fields, Timestamp::now());
+    let canary = candidates::canary(&mut fields, &caller, floor, account.as_ref());
     if reason.is_none() && accept_flips.is_some_and(|flips| flips > 0) {
         fields.refuse("reason", "is required with `accept_flips`");
     }
@@ -162,7 +167,11 @@ pub(super) async fn activate(mut call: Call, version: Path<String>) -> Result<Ht
             expected,
             diff_digest,
             accept_flips,
+            replayed_until,
+            canary,
+            replayed: None,
             judged: None,
+            sequence: None,
             proposes: false,
             is_trial: true,
         };
@@ -184,103 +193,10 @@ pub(super) async fn roll_back(mut call: Call) -> Result<HttpResponse, ApiError> 
         let reason = masked_reason(&call.state, &identity, reason).await;
         let asked =
             RollbackPolicy { caller, account, environment, floor, reason, expected, sequence: None, is_trial: true };
-        roll_back_recorded(&call, &identity, asked).await
+        let real = |sequence| RollbackPolicy { is_trial: false, sequence: Some(sequence), ..asked.clone() };
+        change(&call, &identity, &asked, real).await
     });
-    Ok(HttpResponse::Ok().json(done.await?))
-}
-
-/// Tries a rollback, records it, and makes it; again if another change came between.
-async fn roll_back_recorded(
-    call: &Call,
-    identity: &KeyIdentity,
-    asked: RollbackPolicy,
-) -> Result<Activation, ApiError> {
-    for _ in 0..MAX_ATTEMPTS {
-        let tried = call.send(&asked).await?;
-        let recorded = record(call, identity, &tried).await?;
-        let sequence = Some(tried.activation.sequence);
-        let real = RollbackPolicy { is_trial: false, sequence, ..asked.clone() };
-        let done = make(call, identity, &real, &tried, Some(recorded)).await?;
-        if !done.is_outdated {
-            invalidate(&call.state, &done.activation);
-            return Ok(done.activation);
-        }
-    }
-    Err(changed_meanwhile())
-}
-
-fn changed_meanwhile() -> ApiError {
-    let text = "what is active there was changed meanwhile: look at what is active, and try again";
-    ApiError::Conflict(text.to_owned())
-}
-
-/// Makes a change that was tried and recorded. If it surely is not made, a further line says so.
-async fn make<M>(
-    call: &Call,
-    identity: &KeyIdentity,
-    real: &M,
-    tried: &ActivationDone,
-    recorded: Option<Uuid>,
-) -> Result<ActivationDone, ApiError>
-where
-    M: Request<Reply = ManageReply<ActivationDone>>,
-{
-    let done = call.send(real).await;
-    let is_not_made = match &done {
-        Ok(done) => done.is_outdated,
-        Err(error) => error.is_refusal(),
-    };
-    if let Some(recorded) = recorded.filter(|_| is_not_made) {
-        record_not_made(call, identity, &tried.activation, tried.retention_days, recorded).await;
-    }
-    done
-}
-
-/// Records that a change was not made, although the line with the id `recorded` says so.
-async fn record_not_made(
-    call: &Call,
-    identity: &KeyIdentity,
-    activation: &Activation,
-    retention_days: u32,
-    recorded: Uuid,
-) {
-    let event = ApprovalEvent { at: Timestamp::now(), ..activation.not_made_event(Uuid::now_v7(), recorded) };
-    let account = (activation.account.as_ref().unwrap_or(&identity.account), retention_days);
-    if record_event_of(call, account, event, Change::NotActivated).await.is_err() {
-        tracing::error!(%recorded, "a policy was recorded as changed and was not, and that is not recorded");
-    }
-}
-
-/// Records a change of what is active that was tried; the id of its line.
-async fn record(call: &Call, identity: &KeyIdentity, tried: &ActivationDone) -> Result<Uuid, ApiError> {
-    let event_id = Uuid::now_v7();
-    let event = ApprovalEvent { at: Timestamp::now(), ..tried.activation.event(event_id) };
-    let account = tried.activation.account.as_ref().unwrap_or(&identity.account);
-    record_event_of(call, (account, tried.retention_days), event, Change::NotActivated).await?;
-    Ok(event_id)
-}
-
-/// Records an event in the log of this account, whose lines are kept for so many days.
-async fn record_event_of(
-    call: &Call,
-    account: (&AccountId, u32),
-    event: ApprovalEvent,
-    change: Change,
-) -> Result<(), ApiError> {
-    if !call.state.can_record() {
-        return Err(ApiError::NotRecorded(Change::NotReadable));
-    }
-    let (verified, request_id) = (call.verified_caller()?, call.request_id()?);
-    let recorded = record_event(&call.state, request_id, verified, account, event).await;
-    recorded.map_err(|failed| failed.or(change))
-}
-
-/// Each key is asked for again before it is used, so that it comes with what is active now.
-fn invalidate(state: &AppState, activation: &Activation) {
-    match &activation.account {
-        Some(account) => state.key_cache.invalidate(account),
-        None => state.key_cache.invalidate_all(),
-    }
+    Ok(HttpResponse::Ok().json(done.await?.activation))
 }
 
 /// What activations and rollbacks have in common.

@@ -249,6 +249,7 @@ async fn the_first_floor_only_adds_and_is_compared_with_nothing() {
 
 fn in_force() -> PoliciesInForce {
     PoliciesInForce {
+        candidates: Vec::new(),
         account: Some("acc".to_owned().try_into().unwrap()),
         effective: ActivePolicies {
             default: Some(version(1)),

@@ -32,9 +32,10 @@ pub(crate) const READER: u8 = 2;
 /// The number of the operator's key.
 pub(crate) const OPERATOR: u8 = 3;
 
-/// The number of the key of a member who may decide about approvals, and manage members, stops and policies.
+/// The number of the key of a member who may decide about approvals, read decisions, and manage members, stops and
+/// policies.
 pub(crate) const MEMBER: u8 = 4;
-/// The number of a workload's key that may do the same, except to decide.
+/// The number of a workload's key that may manage the same.
 pub(crate) const MANAGER: u8 = 5;
 const LAST: u8 = MANAGER;
 
@@ -180,7 +181,7 @@ impl Stack {
                 of_member(identity(
                     MEMBER,
                     "acc",
-                    managing.into_iter().chain([Scope::ApprovalsDecide]).collect::<Scopes>(),
+                    managing.into_iter().chain([Scope::ApprovalsDecide, Scope::DecisionsRead]).collect::<Scopes>(),
                 )),
                 identity(MANAGER, "acc", managing),
             ]),

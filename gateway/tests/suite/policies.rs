@@ -233,6 +233,7 @@ async fn a_rollback_is_recorded_as_one_in_the_operators_log_where_it_is_of_every
         replaces: Vec::new(),
         is_outdated: false,
         proposal: None,
+        record_facts: false,
     };
     let mut calls = stack.serve::<RollbackPolicy>(move |_| ManageReply::Done(done.clone())).await;
     let answer = stack.post(OPERATOR, "/v1/policies/rollback", &json!({"floor": true})).await;

@@ -14,8 +14,8 @@ use stage0_backplane::{RequestError, Requests};
 use stage0_contract::{
     ApprovalEvent, ApprovalRef, ApprovalSource, CallerTexts, CheckRequest, CheckResponse, ClientOrigin,
     ClientRequestId, Decision, Durations, EvaluateReply, EvaluateRequest, Evaluation, KeyIdentity, LineType,
-    PolicyVersion, RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role, Severity, Verdict,
-    recordable as recordable_line,
+    MAX_KEPT_FACTS_BYTES, PolicyVersion, RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role,
+    Severity, Verdict, recordable as recordable_line,
 };
 use tokio::time::Instant;
 
@@ -40,7 +40,7 @@ const MAX_ALLOWED_RISK: u8 = 99;
 const SECRET: &str = "SECRET_IN_REQUEST";
 const MAX_USER_AGENT_CHARS: usize = 256;
 /// The largest line: reasons, rules and metadata, plus what of the request is in it, escaped.
-const MAX_LINE_BYTES: usize = 64 << 10;
+const MAX_LINE_BYTES: usize = (64 << 10) + MAX_KEPT_FACTS_BYTES;
 const LINE_BYTES_PER_BODY_BYTE: usize = 8;
 
 pub(super) struct Attempt<'a> {
@@ -143,6 +143,10 @@ impl Attempt<'_> {
             return Err(ApiError::Missing(Part::Service(Role::Keystore, How::Failed)).into());
         }
         let required = self.required_policy(&message.request)?;
+        if !identity.rules.candidates.is_empty() {
+            let taken = identity.rules.canary_of(&message.request);
+            state.canaries.note(&identity.account, &identity.rules.candidates, taken, Instant::now());
+        }
         let started = Instant::now();
         let evaluated = evaluate(state.requests(), state.config.request_budget, message, deadline);
         let evaluated = timed(CheckStep::Evaluate, evaluated).await.map_err(|error| {
@@ -318,6 +322,7 @@ impl Attempt<'_> {
             run_id: recordable.and_then(|texts| texts.run_id.clone()),
             effect_classes: recordable.map(|texts| texts.effect_classes.clone()).unwrap_or_default(),
             tools: recordable.map(|texts| texts.tools.clone()).unwrap_or_default(),
+            facts: recordable.and_then(|texts| texts.facts.clone()),
             constraints_ignored_count: decision.constraints_ignored.len(),
             client: ClientOrigin {
                 address: Client::of_request(self.request).map(|client| client.address().to_string()),

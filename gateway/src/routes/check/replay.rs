@@ -9,8 +9,8 @@
 use serde_json::Value;
 use stage0_backplane::RequestError;
 use stage0_contract::{
-    ApprovalId, ApprovalStatus, CheckRequest, CoveredByStop, EvaluatorStatus, GrantId, Grants, KeyIdentity, ListGrants,
-    PolicyVersion, ShowApproval, Verdict,
+    ApprovalId, ApprovalStatus, CandidateMode, CheckRequest, CoveredByStop, EvaluatorStatus, GrantId, Grants,
+    KeyIdentity, ListGrants, PolicyVersion, ShowApproval, Verdict,
 };
 use tokio::time::Instant;
 
@@ -52,13 +52,15 @@ struct Question<'a> {
 impl Question<'_> {
     /// Whether the policy version that decided then would decide now.
     async fn is_current_policy(&self, decided_by: &PolicyVersion, request: Request<'_>) -> Result<bool, ApiError> {
-        if !self.identity.rules.policy.is_empty() {
+        let rules = &self.identity.rules;
+        let has_canary = rules.candidates.iter().any(|candidate| candidate.mode == CandidateMode::Canary);
+        if has_canary || !rules.policy.is_empty() {
             // A body that cannot be read is refused where it is parsed.
             let Some(check) = self.read(request).await? else { return Ok(false) };
-            if self.identity.rules.unclear_environment(&check).is_some() {
+            if rules.unclear_environment(&check).is_some() {
                 return Ok(false);
             }
-            if let Some(active) = self.identity.rules.policy_of(&check) {
+            if let Some(active) = rules.policy_of(&check) {
                 return Ok(active == decided_by);
             }
         }

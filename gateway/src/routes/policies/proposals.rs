@@ -13,7 +13,8 @@ use stage0_contract::{
 };
 use uuid::Uuid;
 
-use super::{MAX_REASON_CHARS, invalidate, masked_reason, record_event_of, record_not_made};
+use super::recorded::{invalidate, record_event_of, record_not_made};
+use super::{MAX_REASON_CHARS, masked_reason};
 use crate::errors::{ApiError, Change};
 use crate::routes::management::{Call, to_the_end};
 use crate::routes::stops::refuse_secrets;
