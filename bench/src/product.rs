@@ -168,6 +168,7 @@ impl Installation {
             approvals: None,
             four_eyes: None,
             policy_changes: None,
+            record_facts: None,
         };
         self.manage(&update).await.map(drop)
     }

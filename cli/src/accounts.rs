@@ -22,11 +22,12 @@ pub(crate) fn run(command: &AccountsCommand, settings: &ClientSettings) -> anyho
             show(&change(&client, account, &json!({"plan": plan}))?, *json)
         }
         AccountsCommand::SetLimits { account, limits, json } => set_limits(&client, account, limits, *json),
-        AccountsCommand::Update { account, approvals, four_eyes, policy_changes, json } => {
+        AccountsCommand::Update { account, approvals, four_eyes, policy_changes, record_facts, json } => {
             let mut body = json!({});
             set(&mut body, "approvals", approvals.map(ApprovalMode::as_str));
             set(&mut body, "four_eyes", *four_eyes);
             set(&mut body, "policy_changes", policy_changes.map(PolicyChanges::as_str));
+            set(&mut body, "record_facts", *record_facts);
             show(&change(&client, account, &body)?, *json)
         }
         AccountsCommand::RequireRunId { account, switch, json } => {
@@ -65,8 +66,8 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         return out::json(&accounts);
     }
-    let headings = ["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "APPROVALS", "CREATED"];
-    let mut table = Table::new(headings).shrinkable(&[(7, 11), (3, 12), (4, 0), (1, 12), (6, 8)]);
+    let headings = ["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "APPROVALS", "FACTS", "CREATED"];
+    let mut table = Table::new(headings).shrinkable(&[(8, 11), (3, 12), (7, 0), (4, 0), (1, 12), (6, 8)]);
     for account in &accounts.items {
         table.row([
             account.id.to_string(),
@@ -76,6 +77,7 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
             if account.require_run_id { "required" } else { "-" }.to_owned(),
             format!("{}d", account.retention()),
             approvals_of(account),
+            if account.record_facts { "recorded" } else { "-" }.to_owned(),
             account.created_at.to_string(),
         ]);
     }
@@ -120,6 +122,7 @@ fn show(account: &Account, as_json: bool) -> anyhow::Result<()> {
             ("run id", if account.require_run_id { "required" } else { "not required" }.to_owned()),
             ("approvals", approvals_of(account)),
             ("policy changes", account.policy_changes.as_str().to_owned()),
+            ("facts", if account.record_facts { "recorded with decisions" } else { "not recorded" }.to_owned()),
         ])
     })
 }

@@ -20,6 +20,7 @@ pub(crate) mod decisions;
 pub(crate) mod keys;
 pub(crate) mod members;
 pub(crate) mod nats;
+pub(crate) mod number;
 pub(crate) mod policies;
 pub(crate) mod policy;
 pub(crate) mod runs;
@@ -249,11 +250,11 @@ Examples:
   stage0 accounts set-retention acc_0w3ge1r7 --days 90
   stage0 accounts list --json")]
     Accounts(AccountsCommand),
-    /// Writes, tests and explains policy packs; publishes and activates them
+    /// Writes, tests and explains policy packs; publishes, tries and activates them
     #[command(subcommand)]
     #[command(after_help = "\
-`publish`, `activate`, `rollback`, `history`, `list` and `show` ask a server. All others run here, without a server and
-without a key.
+`publish` and all commands about what is published ask a server: `compare`, `replay`, `shadow`, `activate`, `rollback`
+and so on. All others run here, without a server and without a key.
 
 Examples:
   stage0 policy new ./packs/my-pack

@@ -72,6 +72,11 @@ impl Client {
         self.target.account.as_ref()
     }
 
+    /// Where the key was found; none: the calls are made without one.
+    pub(crate) fn key_origin(&self) -> Option<&str> {
+        self.target.key_origin.as_deref()
+    }
+
     pub(crate) async fn send(
         &self,
         method: Method,

@@ -3,8 +3,11 @@
 //! A pack is loaded here before it is sent, so that its faults are shown where they stand in its files. What the server
 //! then finds wrong is its own release's view of it.
 
+mod candidates;
 mod compare;
+mod next;
 mod proposals;
+mod replay;
 mod show;
 
 use std::time::Duration;
@@ -52,6 +55,10 @@ pub(crate) fn run(command: &PoliciesCommand, settings: &ClientSettings) -> anyho
             PoliciesCommand::Approve(args) => proposals::approve(args, settings).await.map(|()| Exit::Done),
             PoliciesCommand::Deny(args) => proposals::deny(args, settings).await.map(|()| Exit::Done),
             PoliciesCommand::Cancel(args) => proposals::cancel(args, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Replay(args) => replay::replay(args, settings).await,
+            PoliciesCommand::Shadow(args) => candidates::shadow(args, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Candidates(args) => candidates::list(args, settings).await.map(|()| Exit::Done),
+            PoliciesCommand::Withdraw(args) => candidates::withdraw(args, settings).await.map(|()| Exit::Done),
         }
     })
 }
@@ -94,12 +101,13 @@ async fn publish(PublishArgs { dir, of }: &PublishArgs, settings: &ClientSetting
     }
     let policy: PublishedPolicy = parse(&answer)?;
     let version = &policy.summary.version;
-    out::line(format!("{}\n\n`stage0 policy activate {version}` makes it decide.", show::published(&policy)))?;
+    let activate = next::same_key(&format!("stage0 policy activate {version}{}", next::whose(of)), settings);
+    out::line(format!("{}\n\nthis makes it decide:\n  {activate}", show::published(&policy)))?;
     Ok(Exit::Done)
 }
 
 async fn activate(args: &ActivateArgs, settings: &ClientSettings) -> anyhow::Result<Exit> {
-    let ActivateArgs { version, place, accept_flips, diff_digest, wait } = args;
+    let ActivateArgs { version, place, accept_flips, diff_digest, canary, wait } = args;
     let client = connect(settings, settings.timeout_or(compare::COMPARE_TIMEOUT))?;
     let version = resolve(&client, version, &place.of).await?;
     let [v1, policies] = POLICIES;
@@ -107,10 +115,12 @@ async fn activate(args: &ActivateArgs, settings: &ClientSettings) -> anyhow::Res
     let mut body = body_of(place, &client).await?;
     set(&mut body, "accept_flips", *accept_flips);
     set(&mut body, "diff_digest", diff_digest.as_deref());
+    set(&mut body, "canary", canary.terms().map(|terms| json!(terms)));
+    set(&mut body, "replayed_until", canary.replayed_until.map(|until| until.to_string()));
     let answer: Value = match client.call(Method::POST, &path, &[], Some(&body)).await {
         Ok(answer) => answer,
-        Err(error) => match compare::flips(&error) {
-            Some(flips) => return compare::refused(&client, &version, args, flips, error).await,
+        Err(error) => match compare::looser(&error) {
+            Some(looser) => return compare::refused(&client, &version, args, looser, error, settings).await,
             None => return Err(error.into()),
         },
     };
@@ -118,11 +128,11 @@ async fn activate(args: &ActivateArgs, settings: &ClientSettings) -> anyhow::Res
         if place.of.json {
             out::json(&answer)?;
         } else {
-            out::line(proposals::waits(&proposed))?;
+            out::line(proposals::waits(&proposed, settings))?;
         }
         return Ok(if *wait { Exit::Failed } else { Exit::Done });
     }
-    changed(&answer, place)?;
+    changed(&answer, place, &client)?;
     if !wait {
         return Ok(Exit::Done);
     }
@@ -140,7 +150,7 @@ async fn rollback(place: &PlaceArgs, settings: &ClientSettings) -> anyhow::Resul
     let [v1, policies] = POLICIES;
     let body = body_of(place, &client).await?;
     let answer: Value = client.call(Method::POST, &[v1, policies, "rollback"], &[], Some(&body)).await?;
-    changed(&answer, place)
+    changed(&answer, place, &client)
 }
 
 async fn body_of(place: &PlaceArgs, client: &Client) -> anyhow::Result<Value> {
@@ -161,22 +171,23 @@ async fn body_of(place: &PlaceArgs, client: &Client) -> anyhow::Result<Value> {
     Ok(body)
 }
 
-fn changed(answer: &Value, place: &PlaceArgs) -> anyhow::Result<()> {
-    if place.of.json {
-        return out::json(answer);
-    }
+fn changed(answer: &Value, place: &PlaceArgs, client: &Client) -> anyhow::Result<()> {
+    if place.of.json { out::json(answer) } else { told(answer, client) }
+}
+
+fn told(answer: &Value, client: &Client) -> anyhow::Result<()> {
     let activation: Activation = parse(answer)?;
     let what = outcome(answer, activation.kind);
-    Ok(out::line(format!("{what}\n{}", show::activation(&activation)))?)
+    // What was so before was done by the key of that time.
+    let origin = client.key_origin().filter(|_| answer["unchanged"] != true);
+    Ok(out::line(format!("{what}\n{}", show::activation(&activation, origin)))?)
 }
 
 fn outcome(answer: &Value, kind: ActivationKind) -> &'static str {
     match kind {
-        ActivationKind::Activated | ActivationKind::RolledBack if answer["unchanged"] == true => {
-            "nothing changed: it is active already"
-        }
-        ActivationKind::Activated => "activated",
-        ActivationKind::RolledBack => "rolled back",
+        kind if answer["unchanged"] != true => show::what(kind),
+        ActivationKind::Activated | ActivationKind::RolledBack => "nothing changed: it is active already",
+        _ => "nothing changed: it is tried already",
     }
 }
 
@@ -357,6 +368,72 @@ mod tests {
         assert_eq!(outcome(&json!({"unchanged": false}), ActivationKind::RolledBack), "rolled back");
         for kind in [ActivationKind::Activated, ActivationKind::RolledBack] {
             assert_eq!(outcome(&json!({"unchanged": true}), kind), "nothing changed: it is active already");
+        }
+    }
+
+    #[test]
+    fn what_is_tried_already_is_not_printed_as_started() {
+        assert_eq!(outcome(&json!({}), ActivationKind::CanaryStarted), "canary started");
+        assert_eq!(
+            outcome(&json!({"unchanged": true}), ActivationKind::ShadowStarted),
+            "nothing changed: it is tried already"
+        );
+    }
+
+    #[test]
+    fn a_canary_is_of_an_account_and_says_its_own_terms_only_with_a_share() {
+        let terms = |arguments: &[&str]| {
+            let Ok(PoliciesCommand::Activate(args)) = parsed(&[&["activate", "a@1.0.0"], arguments].concat()) else {
+                return None;
+            };
+            Some(json!(args.canary.terms()))
+        };
+        assert_eq!(terms(&[]), Some(Value::Null));
+        let default = json!({"disagreement_percent": 2, "error_percent": 0, "min_checks": 50});
+        assert_eq!(terms(&["--canary", "10"]), Some(json!({"percent": 10, "return_at": default})));
+        let own = ["--canary", "1", "--return-at-disagreement", "5", "--return-at-errors", "1", "--min-checks", "9"];
+        let own_terms = json!({"disagreement_percent": 5, "error_percent": 1, "min_checks": 9});
+        assert_eq!(terms(&own), Some(json!({"percent": 1, "return_at": own_terms})));
+        for wrong in [
+            &["--canary", "0"][..],
+            &["--canary", "101"],
+            &["--canary", "10", "--floor"],
+            &["--canary", "10", "--all-accounts"],
+            &["--return-at-disagreement", "5"],
+            &["--return-at-errors", "5"],
+            &["--min-checks", "5"],
+            &["--canary", "10", "--min-checks", "0"],
+            &["--canary", "10", "--return-at-errors", "101"],
+            &["--replayed-until", "yesterday"],
+        ] {
+            assert_eq!(terms(wrong), None, "{wrong:?}");
+        }
+        assert!(terms(&["--replayed-until", "2026-03-16T12:00:00Z"]).is_some());
+    }
+
+    #[test]
+    fn what_is_replayed_and_tried_has_bounds() {
+        for wrong in [
+            &["replay"][..],
+            &["replay", "a@1.0.0", "--limit", "0"],
+            &["replay", "a@1.0.0", "--limit", "10001"],
+            &["replay", "a@1.0.0", "--from", "7d"],
+            &["replay", "a@1.0.0", "--account", "acc"],
+            &["shadow", "a@1.0.0", "--percent", "0"],
+            &["shadow", "a@1.0.0", "--percent", "101"],
+            &["shadow", "a@1.0.0", "--all-accounts"],
+            &["shadow", "a@1.0.0", "--floor"],
+            &["withdraw", "a@1.0.0"],
+        ] {
+            assert!(parsed(wrong).is_err(), "{wrong:?}");
+        }
+        for right in [
+            &["replay", "a@1.0.0", "--limit", "10000", "--from", "-7d", "--until", "-1h"][..],
+            &["shadow", "a@1.0.0", "--percent", "100", "--environment", "prod", "--account", "acc"],
+            &["withdraw"],
+            &["candidates", "--account", "acc", "--json"],
+        ] {
+            assert!(parsed(right).is_ok(), "{right:?}");
         }
     }
 

@@ -126,9 +126,11 @@ impl fmt::Display for Table {
 }
 
 /// Lines of a name and a value, with the values in one column.
-pub(crate) fn fields<const N: usize>(rows: [(&str, String); N]) -> String {
+pub(crate) fn fields<'n>(rows: impl IntoIterator<Item = (&'n str, String)>) -> String {
+    let rows: Vec<(&str, String)> = rows.into_iter().collect();
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + GAP;
-    rows.map(|(name, value)| format!("{name:<width$}{value}")).join("\n")
+    let lines: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<width$}{value}")).collect();
+    lines.join("\n")
 }
 
 /// A time to the second, as people read it; JSON has it exactly.

@@ -35,8 +35,12 @@ mod policy;
 mod policy_diff;
 #[path = "suite/policy_gate.rs"]
 mod policy_gate;
+#[path = "suite/policy_next.rs"]
+mod policy_next;
 #[path = "suite/policy_reports.rs"]
 mod policy_reports;
+#[path = "suite/policy_trials.rs"]
+mod policy_trials;
 #[path = "suite/policy_writing.rs"]
 mod policy_writing;
 #[path = "suite/receiver.rs"]

@@ -60,9 +60,10 @@ Decisions older than a shortened retention are hidden at once and then deleted."
         #[arg(long)]
         json: bool,
     },
-    /// Changes whose approvals count, whether owners may approve, and who activates policies
+    /// Changes whose approvals count, whether owners may approve, who activates policies, and what decisions are
+    /// recorded with
     #[command(group = ArgGroup::new("change").required(true).multiple(true)
-        .args(["approvals", "four_eyes", "policy_changes"]))]
+        .args(["approvals", "four_eyes", "policy_changes", "record_facts"]))]
     Update {
         /// Id of the account
         #[arg(value_parser = AccountId::parse)]
@@ -78,6 +79,10 @@ Decisions older than a shortened retention are hidden at once and then deleted."
         /// who is another person
         #[arg(long, value_name = "MODE", value_parser = policy_changes)]
         policy_changes: Option<PolicyChanges>,
+        /// Records decisions with their facts, typed and without free text, so that another policy can decide them
+        /// again: true or false
+        #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+        record_facts: Option<bool>,
         /// Prints JSON
         #[arg(long)]
         json: bool,

@@ -6,11 +6,14 @@ use clap::{Args, Subcommand};
 use stage0_contract::AccountId;
 
 pub(crate) mod proposals;
+pub(crate) mod trials;
 
+use super::number::at_least;
 use proposals::{DecideArgs, DenyArgs, ProposalsArgs};
+use trials::{CanaryArgs, CandidatesArgs, ReplayArgs, ShadowArgs, WithdrawArgs};
 
 /// The names of these commands, which take the settings of a connection.
-pub(crate) const POLICY_SERVER_COMMANDS: [&str; 13] = [
+pub(crate) const POLICY_SERVER_COMMANDS: [&str; 17] = [
     "publish",
     "activate",
     "rollback",
@@ -24,6 +27,10 @@ pub(crate) const POLICY_SERVER_COMMANDS: [&str; 13] = [
     "approve",
     "deny",
     "cancel",
+    "replay",
+    "shadow",
+    "candidates",
+    "withdraw",
 ];
 
 #[derive(Debug, Subcommand)]
@@ -42,13 +49,15 @@ Example:
     /// Makes a published pack decide: every check of the account, or those in one environment
     #[command(after_help = "\
 It holds at every gateway within a second. Takes `name@1.0.0` or the whole version. What is looser than what decides
-there now is refused with the cases, rules and words, until it is accepted by its number. Uses the same keys as
-`publish`.
+there now is refused with the cases, rules and words, until it is accepted by its number. Where decisions are recorded
+with their facts, the newest of them are replayed too, and count. With --canary it decides a share of the runs, until it
+is activated as a whole, withdrawn, or differs too often. Uses the same keys as `publish`.
 
 Examples:
   stage0 policy activate my-pack@1.2.0 --environment staging --reason 'try the limit of refunds'
   stage0 policy activate my-pack@1.2.0 --wait
   stage0 policy activate my-pack@1.2.0 --accept-flips 3 --reason 'partners may refund 600'
+  stage0 policy activate my-pack@1.2.0 --canary 10 --return-at-disagreement 5
   stage0 policy activate house-rules@3.0.0 --floor --key-file operator.key")]
     Activate(ActivateArgs),
     /// Shows what changes if a published pack takes the place of another, or of what decides now
@@ -113,10 +122,11 @@ Example:
     Proposals(ProposalsArgs),
     /// Approves a proposed activation, as a member who is another person than the one that proposed it
     #[command(after_help = "\
-Needs the key of a member with `policies:manage`. Look first at what it changes: `stage0 policy compare`.
+Needs the key of a member with `policies:manage`: give it with --key-file. Look first at what it changes:
+`stage0 policy compare`.
 
 Example:
-  stage0 policy approve prop_0123456789abcdef --reason 'as we agreed'")]
+  stage0 policy approve prop_0123456789abcdef --key-file bo.key --reason 'as we agreed'")]
     Approve(DecideArgs),
     /// Denies a proposed activation
     #[command(after_help = "\
@@ -132,6 +142,41 @@ Uses the same keys as `publish`: the one that proposed it, a member's, or the op
 Example:
   stage0 policy cancel prop_0123456789abcdef")]
     Cancel(DecideArgs),
+    /// Decides recorded decisions again by a published pack, and shows what would have been decided otherwise
+    #[command(after_help = "\
+Replays decisions of the account that were recorded with their facts (`stage0 accounts update --record-facts true`).
+What cannot be replayed is counted, and why. Exit code 1: something is looser, or nothing at all could be replayed. Uses
+the account's key, as `decisions` does, with the scope `policies:manage`; an operator's key replays nothing.
+
+Examples:
+  stage0 policy replay my-pack@1.2.0
+  stage0 policy replay my-pack@1.2.0 --environment production --from -30d --limit 10000")]
+    Replay(ReplayArgs),
+    /// Lets a published pack judge checks beside the active one, without effect on any answer
+    #[command(after_help = "\
+It takes the place of what is tried there. `stage0 policy candidates` shows where it differs. Uses the same keys as
+`publish`.
+
+Examples:
+  stage0 policy shadow my-pack@1.2.0
+  stage0 policy shadow my-pack@1.2.0 --percent 20 --environment production")]
+    Shadow(ShadowArgs),
+    /// Shows the packs that are tried, and how they differ from the active one
+    #[command(after_help = "\
+Uses the account's key, as `decisions` does, with the scope `policies:manage`; with --account the operator's, which is
+shown counts only.
+
+Examples:
+  stage0 policy candidates
+  stage0 policy candidates --ended")]
+    Candidates(CandidatesArgs),
+    /// Ends what is tried at a place: the active pack decides all of it again
+    #[command(after_help = "\
+Uses the same keys as `publish`.
+
+Example:
+  stage0 policy withdraw --environment production --reason 'it denies too many refunds'")]
+    Withdraw(WithdrawArgs),
 }
 
 /// Whose policies, and in which form they are printed.
@@ -182,12 +227,15 @@ pub(crate) struct ActivateArgs {
     pub(crate) version: String,
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
-    /// Accepts so many looser changes, as `stage0 policy compare` counts them; needs --reason
-    #[arg(long, value_name = "N", requires = "reason")]
+    /// Accepts so many looser changes: what `stage0 policy compare` counts and, where decisions are recorded with their
+    /// facts, what `stage0 policy replay` counts, added up; needs --reason
+    #[arg(long, value_name = "N", requires = "reason", value_parser = at_least(0u64))]
     pub(crate) accept_flips: Option<u64>,
     /// The digest of the difference that was reviewed: if it is another one now, nothing changes
     #[arg(long, value_name = "DIGEST")]
     pub(crate) diff_digest: Option<String>,
+    #[command(flatten)]
+    pub(crate) canary: CanaryArgs,
     /// Returns when every evaluator has loaded it; exit code 1 if one has not within a minute, or if it waits for a
     /// second member
     #[arg(long)]
@@ -223,7 +271,7 @@ pub(crate) struct RollbackArgs {
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
     /// Most changes to list
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least(1u32))]
     pub(crate) limit: u32,
     #[command(flatten)]
     pub(crate) of: OfAccount,

@@ -31,6 +31,8 @@ pub(crate) struct Target {
     pub(crate) ca: Option<PathBuf>,
     /// `None`: the call is made without a key.
     pub(crate) key: Option<ApiKey>,
+    /// Where the key was found, for people.
+    pub(crate) key_origin: Option<String>,
     /// The account of a dev server, if its keys are used.
     pub(crate) account: Option<AccountId>,
 }
@@ -53,19 +55,23 @@ impl Target {
         let may_use_found_key = is_dev || settings.data_dir_is_named;
         let dev = dev.filter(|_| is_dev);
         let operator_key = settings.data_dir.join(OPERATOR_KEY_FILE);
-        let key = match (&settings.key_file, credential, &settings.api_key) {
+        let of_file = |file: &Path| file.display().to_string();
+        let found = match (&settings.key_file, credential, &settings.api_key) {
             (_, Credential::Nothing, _) => None,
-            (Some(file), _, _) => Some(read_key(file)?),
-            (None, Credential::Account | Credential::AccountOrOperator, Some(key)) => Some(key.clone()),
+            (Some(file), _, _) => Some((read_key(file)?, of_file(file))),
+            (None, Credential::Account | Credential::AccountOrOperator, Some(key)) => {
+                Some((key.clone(), "STAGE0_API_KEY".to_owned()))
+            }
             (None, Credential::Account, None) => match &dev {
                 Some(dev) => {
-                    refuse_exposed(&settings.data_dir.join(DEV_FILE))?;
-                    Some(dev.api_key.clone())
+                    let file = settings.data_dir.join(DEV_FILE);
+                    refuse_exposed(&file)?;
+                    Some((dev.api_key.clone(), of_file(&file)))
                 }
                 None => return Err(ClientError::NoKey(url)),
             },
             (None, Credential::Operator | Credential::AccountOrOperator, _) if may_use_found_key => {
-                Some(read_key(&operator_key)?)
+                Some((read_key(&operator_key)?, of_file(&operator_key)))
             }
             (None, Credential::Operator, _) => return Err(ClientError::NoOperatorKey(url)),
             (None, Credential::AccountOrOperator, None) => return Err(ClientError::NoKey(url)),
@@ -75,7 +81,8 @@ impl Target {
         let is_given =
             settings.key_file.is_some() || (credential == Credential::AccountOrOperator && settings.api_key.is_some());
         let account = dev.filter(|_| !is_given).map(|dev| dev.account);
-        Ok(Self { url, ca, key, account })
+        let (key, key_origin) = found.unzip();
+        Ok(Self { url, ca, key, key_origin, account })
     }
 }
 
@@ -180,9 +187,11 @@ mod tests {
         let both = Credential::AccountOrOperator;
         let found = Target::find(&settings(dir.path()), both).unwrap();
         assert_eq!((found.key, found.account.is_some()), (Some(key(2)), true), "of a dev server, the operator's");
+        assert_eq!(found.key_origin, Some(dir.path().join(OPERATOR_KEY_FILE).display().to_string()));
         let mut settings = ClientSettings { api_key: Some(key(4)), ..settings(dir.path()) };
         let given = Target::find(&settings, both).unwrap();
         assert_eq!((given.key, given.account), (Some(key(4)), None), "the given key acts in its own account");
+        assert_eq!(given.key_origin.as_deref(), Some("STAGE0_API_KEY"));
         (settings.url, settings.api_key) = (elsewhere(), None);
         assert!(matches!(Target::find(&settings, both), Err(ClientError::NoKey(_))));
     }

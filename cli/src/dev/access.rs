@@ -140,6 +140,7 @@ impl Keystore<'_> {
             approvals: Some(approvals),
             four_eyes: None,
             policy_changes: None,
+            record_facts: None,
             caps: CapChanges::default(),
         };
         let account = self.manage(&update).await.context("cannot switch the account's approvals")?;

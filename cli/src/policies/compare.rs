@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
-use stage0_contract::{ComparedCase, DifferenceCount, DifferenceDirection, PolicyComparison, PolicyVersion, Verdict};
+use stage0_contract::{
+    ComparedCase, DifferenceCount, DifferenceDirection, PolicyComparison, PolicyReplay, PolicyVersion, Verdict,
+};
 
-use super::{POLICIES, connect, resolve, whose};
+use super::next::{accepting, other_key, quoted};
+use super::{POLICIES, connect, replay, resolve, whose};
 use crate::args::policies::{ActivateArgs, CompareArgs, OfAccount, PlaceArgs};
 use crate::client::{Client, ClientError, Query, parse};
 use crate::exit::Exit;
@@ -18,6 +22,8 @@ use crate::table::{Table, fields};
 pub(super) const COMPARE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a refusal that can be accepted says before the number.
 const ACCEPT: &str = "`accept_flips`: ";
+/// What it says before the time, where recorded decisions were replayed.
+const REPLAYED: &str = "`replayed_until`: ";
 
 pub(super) async fn compare(args: &CompareArgs, settings: &ClientSettings) -> anyhow::Result<Exit> {
     let CompareArgs { version, from, environment, floor, allow_looser, of } = args;
@@ -50,11 +56,23 @@ async fn fetch(client: &Client, version: &PolicyVersion, query: &Query) -> Resul
     client.call(Method::GET, &[v1, policies, version.as_str(), "diff"], &query.pairs(), None).await
 }
 
-/// How much an activation would have to accept, if it was refused for that.
-pub(super) fn flips(error: &ClientError) -> Option<u64> {
+/// What an activation that was refused for it would have to accept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Looser {
+    pub(super) flips: u64,
+    /// Until when recorded decisions were replayed; none: none were.
+    pub(super) replayed_until: Option<Timestamp>,
+}
+
+pub(super) fn looser(error: &ClientError) -> Option<Looser> {
     let ClientError::Refused { status: 409, message, .. } = error else { return None };
     let (_, number) = message.split_once(ACCEPT)?;
-    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    let flips = number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+    let until = message.split_once(REPLAYED).and_then(|(_, until)| {
+        let is_of_time = |c: char| c.is_ascii_digit() || matches!(c, '-' | ':' | '.' | 'T' | 'Z');
+        until.trim_start_matches(['`', '"']).split(|c: char| !is_of_time(c)).next()?.parse().ok()
+    });
+    Some(Looser { flips, replayed_until: until })
 }
 
 /// Shows what is looser, and the command that accepts it.
@@ -62,53 +80,65 @@ pub(super) async fn refused(
     client: &Client,
     version: &PolicyVersion,
     args: &ActivateArgs,
-    flips: u64,
+    looser: Looser,
     error: ClientError,
+    settings: &ClientSettings,
 ) -> anyhow::Result<Exit> {
     let PlaceArgs { environment, floor, of, .. } = &args.place;
     let query = place(of, client, environment.as_deref(), *floor);
     let Ok(answer) = fetch(client, version, &query).await else { return Err(error.into()) };
     let comparison: PolicyComparison = parse(&answer)?;
+    let replay = match looser.replayed_until {
+        Some(until) => {
+            let query = Query::default()
+                .with("environment", environment.as_deref())
+                .with("until", Some(until))
+                .with("gate", Some(true));
+            // The operator reads no decisions: it accepts what the refusal counts.
+            replay::fetch(client, version, &query).await.ok()
+        }
+        None => None,
+    };
+    let replayed = replay.as_ref().map(parse::<PolicyReplay>).transpose()?;
     if of.json {
-        out::json(&json!({"activated": false, "comparison": answer}))?;
+        let mut told = json!({"activated": false, "comparison": answer});
+        crate::keys::set(&mut told, "replay", replay);
+        out::json(&told)?;
     } else {
         table(&comparison).print()?;
         out::line(summary(&comparison))?;
+        if let Some(replayed) = &replayed {
+            out::line("")?;
+            replay::print(replayed)?;
+        }
     }
     out::stderr_line(format!("error: {}", plain(&error.to_string())));
-    out::stderr_line(format!("\nto accept it:\n  {}", accepting(version, args, flips, &comparison)));
+    if let Some(until) = looser.replayed_until.filter(|_| replayed.is_none()) {
+        let at = environment.as_deref().map_or_else(String::new, |name| format!(" --environment {}", quoted(name)));
+        let command = other_key(&format!("stage0 policy replay {version}{at} --until {until} --gate"), settings);
+        out::stderr_line(format!("\nwhich recorded decisions differ, with a key of the account:\n  {command}"));
+    }
+    let shown = comparison.flips + replayed.as_ref().map_or(0, |replayed| replayed.flips);
+    // An account's first default can take the place of several versions, and the digest is of all of them.
+    let digest = Some(&*comparison.diff_digest).filter(|_| looser.flips == shown);
+    let parts = parts(looser, &comparison, replayed.as_ref()).map_or_else(String::new, |parts| format!(" ({parts})"));
+    let command = accepting(version, args, looser, digest, settings);
+    out::stderr_line(format!("\nto accept it{parts}:\n  {command}"));
     Ok(Exit::Failed)
 }
 
-/// The command that would accept the change.
-fn accepting(version: &PolicyVersion, args: &ActivateArgs, flips: u64, comparison: &PolicyComparison) -> String {
-    let PlaceArgs { environment, floor, reason, expected, of } = &args.place;
-    let mut words = vec!["stage0".to_owned(), "policy".to_owned(), "activate".to_owned(), version.to_string()];
-    let mut with = |name: &str, value: Option<&str>| {
-        if let Some(value) = value {
-            words.extend([name.to_owned(), quoted(value)]);
+/// What the number that is to be accepted is the sum of; none where it was not shown whole.
+fn parts(looser: Looser, comparison: &PolicyComparison, replayed: Option<&PolicyReplay>) -> Option<String> {
+    let (flips, compared) = (looser.flips, comparison.flips);
+    match replayed {
+        Some(replay) if compared + replay.flips == flips => {
+            Some(format!("{flips}: {compared} of cases and entries, {} of recorded decisions", replay.flips))
         }
-    };
-    with("--environment", environment.as_deref());
-    with("--expected", expected.as_deref());
-    with("--account", of.account.as_ref().map(stage0_contract::AccountId::as_str));
-    with("--accept-flips", Some(&flips.to_string()));
-    // An account's first default can take the place of several versions, and the digest is of all of them.
-    with("--diff-digest", Some(&*comparison.diff_digest).filter(|_| flips == comparison.flips));
-    with("--reason", Some(reason.as_deref().unwrap_or("WHY")));
-    for (flag, given) in [("--floor", *floor), ("--all-accounts", of.all_accounts), ("--wait", args.wait)] {
-        words.extend(given.then(|| flag.to_owned()));
+        None if looser.replayed_until.is_none() && compared == flips => {
+            Some(format!("{flips} of cases and entries; no recorded decisions were replayed"))
+        }
+        Some(_) | None => None,
     }
-    words.join(" ")
-}
-
-/// One word for a shell.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '@' | '+' | ':');
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", plain(word).replace('\'', r"'\''"))
 }
 
 /// What is looser, the gravest first, then what is not.
@@ -154,7 +184,7 @@ fn summary(comparison: &PolicyComparison) -> String {
             ("old", old.to_string()),
             ("new", new.to_string()),
             ("digest", diff_digest.clone()),
-            ("looser", format!("{}: {flips} to accept", told(looser))),
+            ("looser", format!("{}: {flips} of cases and entries to accept", told(looser))),
             ("stricter", told(stricter)),
             ("neutral", told(neutral)),
         ]),
@@ -171,19 +201,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_for_a_shell_is_quoted_where_it_must_be() {
-        for (word, shown) in [
-            ("acme@1.2.0+0123456789ab", "acme@1.2.0+0123456789ab"),
-            ("", "''"),
-            ("a b", "'a b'"),
-            ("it's", r"'it'\''s'"),
-            ("$(rm)", "'$(rm)'"),
-        ] {
-            assert_eq!(quoted(word), shown);
-        }
-    }
-
-    #[test]
     fn only_a_refusal_that_can_be_accepted_is_shown_with_a_command() {
         let refused = |status, message: &str| ClientError::Refused {
             status,
@@ -192,9 +209,19 @@ mod tests {
             fields: Vec::new(),
             retry_after: None,
         };
-        assert_eq!(flips(&refused(409, "13 are looser; send `accept_flips`: 13 with a `reason`")), Some(13));
-        assert_eq!(flips(&refused(409, "nothing is looser, and `accept_flips` is 1: send it without")), None);
-        assert_eq!(flips(&refused(409, "`acme@1.0.0+0123456789ab` is not active there")), None);
-        assert_eq!(flips(&refused(503, "`accept_flips`: 3")), None);
+        let flips = |status, message: &str| looser(&refused(status, message)).map(|looser| looser.flips);
+        assert_eq!(flips(409, "13 are looser; send `accept_flips`: 13 with a `reason`"), Some(13));
+        assert_eq!(flips(409, "nothing is looser, and `accept_flips` is 1: send it without"), None);
+        assert_eq!(flips(409, "`acme@1.0.0+0123456789ab` is not active there"), None);
+        assert_eq!(flips(503, "`accept_flips`: 3"), None);
+        let until = |message: &str| looser(&refused(409, message)).unwrap().replayed_until;
+        assert_eq!(until("send `accept_flips`: 3 with a `reason`"), None);
+        let at = "2026-03-16T12:00:00.25Z".parse().ok();
+        for form in [
+            "send `accept_flips`: 5 and `replayed_until`: 2026-03-16T12:00:00.25Z with a `reason`",
+            "send `accept_flips`: 5, `replayed_until`: \"2026-03-16T12:00:00.25Z\", and a `reason`",
+        ] {
+            assert_eq!(until(form), at, "{form}");
+        }
     }
 }

@@ -47,6 +47,22 @@ impl ClientSettings {
     pub(crate) fn timeout_or(&self, longer: Duration) -> Duration {
         if self.timeout_is_named { self.timeout } else { longer }
     }
+
+    /// The flags that reach the same server again, without the key: also what a variable or the configuration file
+    /// gave.
+    pub(crate) fn server_flags(&self) -> Vec<(&'static str, String)> {
+        let shown = |path: &PathBuf| path.display().to_string();
+        let named = |is_named: bool, value: String| is_named.then_some(value);
+        [
+            ("--url", self.url.as_ref().map(ToString::to_string)),
+            ("--ca", self.ca.as_ref().map(shown)),
+            ("--data-dir", named(self.data_dir_is_named, shown(&self.data_dir))),
+            ("--timeout", named(self.timeout_is_named, self.timeout.as_secs_f64().to_string())),
+        ]
+        .into_iter()
+        .filter_map(|(flag, value)| Some((flag, value?)))
+        .collect()
+    }
 }
 
 #[cfg(test)]

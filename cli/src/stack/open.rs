@@ -70,7 +70,13 @@ impl StackOpen {
     }
 
     fn client(&self, key: ApiKey, account: Option<AccountId>) -> Result<Client, ClientError> {
-        let target = Target { url: self.0.url.clone(), ca: Some(self.0.dir.join(CA_FILE)), key: Some(key), account };
+        let target = Target {
+            url: self.0.url.clone(),
+            ca: Some(self.0.dir.join(CA_FILE)),
+            key: Some(key),
+            key_origin: None,
+            account,
+        };
         Client::new(target, REQUEST_TIMEOUT)
     }
 

@@ -59,7 +59,13 @@ fn a_looser_pack_is_shown_and_refused_and_the_command_that_is_shown_accepts_it()
     assert!(refused.out.contains("discount-above-the-limit") && refused.err.contains("409"), "{}", refused.err);
     let shown = refused.err.lines().find(|line| line.starts_with("  stage0 policy activate ")).unwrap();
     let digest = told["diff_digest"].as_str().unwrap();
-    assert!(shown.ends_with(&format!("--accept-flips {flips} --diff-digest {digest} --reason 'it'\\''s agreed'")));
+    let accepting = format!("--accept-flips {flips} --diff-digest {digest} --reason 'it'\\''s agreed'");
+    assert!(shown.ends_with(&format!("{accepting} --data-dir {} --timeout 30", dev.data_dir.display())), "{shown}");
+    assert!(
+        refused.err.contains(&format!("to accept it ({flips} of cases and entries; no recorded")),
+        "{}",
+        refused.err
+    );
     let shown = ask(&dev, &["activate", "acme@0.2.0", "--json"]);
     let shown: Value = serde_json::from_str(&shown.out).unwrap();
     assert_eq!((&shown["activated"], &shown["comparison"]["flips"]), (&json!(false), &json!(flips)));

@@ -3,13 +3,15 @@
 use clap::Args;
 use stage0_contract::{AccountId, ProposalId, ProposalStatus};
 
+use crate::args::number::at_least;
+
 #[derive(Debug, Args)]
 pub(crate) struct ProposalsArgs {
     /// Only those: pending, approved, denied, cancelled, outdated or expired
     #[arg(long, value_name = "STATUS", value_parser = status)]
     pub(crate) status: Option<ProposalStatus>,
     /// Most proposals to list
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least(1u32))]
     pub(crate) limit: u32,
     /// Account; needs an operator's key
     #[arg(long, value_parser = AccountId::parse)]
