@@ -192,7 +192,10 @@ async fn the_command_says_that_it_waits_and_the_second_member_approves_by_the_co
     };
     let (code, out, err) = said(&ada, &["policy", "activate", "acme@1.0.0", "--reason", "no searches"]);
     assert!(code == Some(0) && out.contains("nothing is activated until a second member approves it"), "{out}{err}");
-    let command = out.lines().last().unwrap().split("stage0 ").nth(1).unwrap().to_owned();
+    let command = out.lines().last().unwrap().split("stage0 ").nth(1).unwrap();
+    // Each member has a connection and a key of its own.
+    let (command, connection) = command.split_once(" --").unwrap();
+    assert!(connection.ends_with("--key-file FILE"), "{connection}");
     let (code, _, _) = said(&ada, &["policy", "activate", "acme@1.0.0", "--wait"]);
     assert_eq!(code, Some(1), "what waits for a second member is not active");
     let (_, listed, _) = said(&bo, &["policy", "proposals", "--status", "pending"]);
