@@ -9,7 +9,7 @@ use stage0_tests::{Api, Receiver, Stack, Team};
 
 use crate::policies::{activate, decided, publish};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const CODE: &str = "AMOUNT_ABOVE_LIMIT";
 /// Stands in the texts of every request, and must never be kept.
 const TEXT: &str = "quokka";
