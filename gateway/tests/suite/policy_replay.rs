@@ -14,6 +14,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::harness::{Answer, MANAGER, MEMBER, OPERATOR, READER, Stack, TENANT};
 
 const REPLAY: &str = "/v1/policies/acme@1.2.0+0123456789ab/replay";
+const CANDIDATES: &str = "/v1/policies/candidates";
 const ACTIVATE: &str = "/v1/policies/acme@1.2.0+0123456789ab/activate";
 const WITH_FACTS: &str = include_str!("../../../contract/fixtures/evaluate_reply_facts.json");
 const ACTIVATED: &str = include_str!("../../../contract/fixtures/activation_done_facts.json");
@@ -141,6 +142,8 @@ async fn only_the_accounts_own_policy_managers_replay_and_a_bad_query_names_its_
     let query = "?limit=10000&from=2026-02-01T00:00:00Z&until=2026-01-01T00:00:00Z";
     assert_eq!(stack.get(MANAGER, &format!("{REPLAY}{query}")).await.bad_fields(), ["from"]);
     assert_eq!(stack.get(MANAGER, &format!("{REPLAY}?limit=0")).await.bad_fields(), ["limit"]);
+    assert_eq!(stack.get(MANAGER, &format!("{REPLAY}?gate=perhaps")).await.bad_fields(), ["gate"]);
+    assert_eq!(stack.get(MANAGER, &format!("{CANDIDATES}?ended=perhaps")).await.bad_fields(), ["ended"]);
     assert_eq!(stack.get(MANAGER, "/v1/policies/acme/replay").await.refusal(), (404, "not_found".to_owned()));
     assert_eq!(stack.get(MANAGER, &format!("{REPLAY}?limit=10000")).await.json()["decisions"], json!(0));
 

@@ -92,6 +92,10 @@ async fn a_shadow_judges_what_every_evaluator_decides_and_changes_no_answer() {
     assert_eq!(ended["kind"], "shadow_ended");
     team.admin.post("/v1/policies/withdraw", &json!({})).await.assert_error(409, "conflict");
     assert!(shown(&team).await.is_empty());
+    // What was found of it stays readable.
+    let ended = team.admin.get("/v1/policies/candidates?ended=true").await.expect(200)["items"][0].clone();
+    assert!(ended["ended_at"].is_string() && ended["id"] == candidate["id"], "{ended:#}");
+    assert_eq!(ended["findings"]["disagreements"][0]["rule"], "acme.tool");
     assert_eq!(lines_of(&team, "policy.shadow_started").await.len(), 1);
     assert_eq!(lines_of(&team, "policy.shadow_ended").await[0]["reason"], "seen");
     assert_eq!(team.admin.verify().await["ok"], true);

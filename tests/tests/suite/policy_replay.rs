@@ -117,6 +117,10 @@ async fn a_policy_that_would_have_let_denied_actions_pass_is_activated_only_wher
     let mild = publish(&team.admin, &limit("1.1.0", 1_000)).await;
     let found = replay(&team, &mild).await;
     assert_eq!((&found["flips"], changed(&found, "DENY", "ALLOW")), (&json!(2), 2), "{found:#}");
+    // What was allowed goes no further: the gate reads the refused decisions alone.
+    let gate = team.admin.get(&format!("/v1/policies/{mild}/replay?gate=true")).await.expect(200);
+    assert_eq!((&gate["decisions"], &gate["flips"]), (&json!(3), &json!(2)), "{gate:#}");
+    assert!(found["decisions"].as_u64() > gate["decisions"].as_u64());
     let of_packs = team.admin.get(&format!("/v1/policies/{mild}/diff")).await.expect(200)["flips"].as_u64().unwrap();
     let path = format!("/v1/policies/{mild}/activate");
     let accepts = json!({"accept_flips": of_packs, "reason": "the limit is raised"});
