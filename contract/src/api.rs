@@ -12,7 +12,7 @@ mod responses;
 mod row;
 mod schemas;
 
-pub use decisions::{DecisionPath, DecisionQuery, ExportQuery, VerifyQuery};
+pub use decisions::{DecisionPath, DecisionQuery, ExportQuery, HookPath, VerifyQuery};
 pub use document::openapi;
 pub use events::DELIVERED_MEMBERS;
 pub use health::{Liveness, LivenessStatus, ReadinessReport};

@@ -18,8 +18,8 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::{
-    AccountId, ActivePolicies, ApprovalId, CheckRequest, GrantId, Holder, IssueCode, KeyId, LineType, MemberId,
-    PolicyCandidate, PolicyVersion, RequestId, Scopes, Severity, Stop, StopId,
+    AccountId, ActivePolicies, ApprovalId, CheckRequest, GrantId, GuardId, Holder, IssueCode, KeyId, LineType,
+    MemberId, PolicyCandidate, PolicyVersion, RequestId, Scopes, Severity, Stop, StopId,
 };
 
 pub use digest::{ActionDigest, VOLATILE_CONTEXT_MEMBERS, VOLATILE_CONTEXT_PREFIXES};
@@ -139,6 +139,9 @@ pub struct Actor {
     /// Whether lines about approvals can be recorded: every process that reads the log knows them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub can_record: bool,
+    /// Whether the key declares that it reports what came of its actions: it has the scope `outcomes:report`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reports_outcomes: bool,
     /// How long the lines of the account are kept, in days.
     #[serde(
         default = "crate::manage::default_retention_days",
@@ -416,6 +419,25 @@ pub enum OutcomeStatus {
     Failed,
     /// Its workload cannot tell.
     Unknown,
+    /// It was allowed, and did not run.
+    Skipped,
+}
+
+impl OutcomeStatus {
+    pub const ALL: [Self; 4] = [Self::Succeeded, Self::Failed, Self::Unknown, Self::Skipped];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+            Self::Skipped => "skipped",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text)
+    }
 }
 
 /// `GET /v1/approvals`: gateway to evaluator.
@@ -541,6 +563,29 @@ pub struct EventRef {
     pub approval_id: Option<ApprovalId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant_id: Option<GrantId>,
+    /// The decision whose outcome was reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome_of: Option<RequestId>,
+    /// The guard that went silent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard_id: Option<GuardId>,
+}
+
+impl EventRef {
+    pub fn of(event: &ApprovalEvent) -> Self {
+        let is_outcome = event.kind == LineType::DecisionOutcome;
+        Self {
+            event_id: event.event_id,
+            approval_id: event.approval_id.clone(),
+            grant_id: event.grant_id.clone(),
+            outcome_of: event.request_id.filter(|_| is_outcome),
+            guard_id: event.guard_id.clone(),
+        }
+    }
+
+    pub fn of_approval(event_id: Uuid, approval_id: ApprovalId) -> Self {
+        Self { event_id, approval_id: Some(approval_id), grant_id: None, outcome_of: None, guard_id: None }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -631,6 +676,9 @@ pub struct ApprovalEvent {
     /// The stop; absent for others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_id: Option<StopId>,
+    /// The guard; absent for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard_id: Option<GuardId>,
     /// What exactly it is about: the digest that approvers are shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action_digest: Option<ActionDigest>,
@@ -668,6 +716,7 @@ impl ApprovalEvent {
             approval_id: None,
             grant_id: None,
             stop_id: None,
+            guard_id: None,
             action_digest: None,
             policy_version: None,
             floor_version: None,

@@ -110,12 +110,19 @@ impl IssueCode {
 
     /// A stop covers the check; always denies.
     pub const STOPPED: &str = "STOPPED";
+    /// What came of an earlier check of the same action is not known; always defers.
+    pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
     /// The approval was refused; always denies.
     pub const APPROVAL_STATUS_INVALID: &str = "APPROVAL_STATUS_INVALID";
 
     /// The code of a check that a stop covers.
     pub fn stopped() -> Self {
         Self(Self::STOPPED.into())
+    }
+
+    /// The code of a check whose action has no known end yet.
+    pub fn outcome_unknown() -> Self {
+        Self(Self::OUTCOME_UNKNOWN.into())
     }
 
     /// The code of an action whose approval was refused.

@@ -152,6 +152,13 @@ text_id!(
     |text| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 );
 
+text_id!(
+    /// A guard's own name of itself: 1–64 of `A-Z a-z 0-9 _ -`.
+    GuardId,
+    "1 to 64 letters, digits, `_` or `-`",
+    is_token
+);
+
 /// Our id of one check: a UUIDv7, so that it carries its time and sorts by it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

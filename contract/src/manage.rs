@@ -52,6 +52,9 @@ pub enum Scope {
     /// Stop checks and resume them.
     #[serde(rename = "stops:manage")]
     StopsManage,
+    /// Report what came of allowed actions. A workload whose key has it declares that it reports them.
+    #[serde(rename = "outcomes:report")]
+    OutcomesReport,
     /// Manage accounts; neither checks nor reads decisions.
     #[serde(rename = "operator")]
     Operator,
@@ -60,7 +63,7 @@ pub enum Scope {
 pub type Scopes = BTreeSet<Scope>;
 
 impl Scope {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Check,
         Self::DecisionsRead,
         Self::DecisionsDelete,
@@ -72,6 +75,7 @@ impl Scope {
         Self::ApprovalsDecide,
         Self::ApprovalsGrant,
         Self::StopsManage,
+        Self::OutcomesReport,
         Self::Operator,
     ];
 
@@ -88,6 +92,7 @@ impl Scope {
             Self::ApprovalsDecide => "approvals:decide",
             Self::ApprovalsGrant => "approvals:grant",
             Self::StopsManage => "stops:manage",
+            Self::OutcomesReport => "outcomes:report",
             Self::Operator => "operator",
         }
     }

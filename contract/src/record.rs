@@ -121,11 +121,20 @@ pub enum LineType {
     /// A canary ended: what is active decides all runs again.
     #[serde(rename = "policy.canary_ended")]
     PolicyCanaryEnded,
+    /// What came of an allowed action was reported.
+    #[serde(rename = "decision.outcome")]
+    DecisionOutcome,
+    /// A workload asked which tools it can never be allowed.
+    #[serde(rename = "tools.probed")]
+    ToolsProbed,
+    /// A guard did not report within the time that it gave.
+    #[serde(rename = "guard.silent")]
+    GuardSilent,
 }
 
 impl LineType {
     /// All kinds.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 37] = [
         Self::Decision,
         Self::Checkpoint,
         Self::Deletion,
@@ -160,6 +169,9 @@ impl LineType {
         Self::PolicyShadowEnded,
         Self::PolicyCanaryStarted,
         Self::PolicyCanaryEnded,
+        Self::DecisionOutcome,
+        Self::ToolsProbed,
+        Self::GuardSilent,
     ];
 
     /// As on the wire.
@@ -199,6 +211,9 @@ impl LineType {
             Self::PolicyShadowEnded => "policy.shadow_ended",
             Self::PolicyCanaryStarted => "policy.canary_started",
             Self::PolicyCanaryEnded => "policy.canary_ended",
+            Self::DecisionOutcome => "decision.outcome",
+            Self::ToolsProbed => "tools.probed",
+            Self::GuardSilent => "guard.silent",
         }
     }
 

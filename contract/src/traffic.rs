@@ -41,6 +41,10 @@ use crate::{
     CandidateChanged, CandidatesRead, ReadCandidates, ReplayDecisions, ReplayDecisionsReply, ReturnCanary,
     ShadowPolicy, WithdrawCandidate,
 };
+use crate::{
+    CollectSilentGuards, ForgetGuard, Guard, GuardForgotten, ListGuards, OutcomeReported, OutcomesRead, ProbeReply,
+    ProbeTools, ReadOutcomes, ReportDecisionOutcome, ReportGuard,
+};
 use crate::{DecideProposal, ListProposals, PolicyProposal, ProposalDecided, ShowProposal};
 
 /// A part of the product that runs as a process of its own.
@@ -109,6 +113,10 @@ pub struct Records {
 pub const RUN_RECORDS: &str = "runs";
 /// Approvals, the sealed texts of their actions, and wider grants.
 pub const APPROVAL_RECORDS: &str = "approvals";
+/// What came of allowed actions.
+pub const OUTCOME_RECORDS: &str = "outcomes";
+/// When guards reported last.
+pub const GUARD_RECORDS: &str = "guards";
 /// What was found of policies that are tried.
 pub const CANDIDATE_RECORDS: &str = "candidates";
 /// What accounts have used up.
@@ -195,6 +203,13 @@ requests! {
     ChangeApproval("approvals.change") -> ManageReply<ApprovalChanged>: [Gateway] => Evaluator, sealed Answer;
     SettleEvents("approvals.settle") -> ManageReply<EventsSettled>: [Gateway] => Evaluator, sealed Nothing;
     CollectEvents("approvals.collect") -> ManageReply<CollectedEvents>: [Gateway] => Evaluator, sealed Nothing;
+    ReportDecisionOutcome("outcomes.report") -> ManageReply<OutcomeReported>: [Gateway] => Evaluator, sealed Nothing;
+    ReadOutcomes("outcomes.read") -> ManageReply<OutcomesRead>: [Gateway] => Evaluator, sealed Nothing;
+    ReportGuard("guards.report") -> ManageReply<Guard>: [Gateway] => Evaluator, sealed Nothing;
+    ListGuards("guards.list") -> ManageReply<Page<Guard>>: [Gateway] => Evaluator, sealed Nothing;
+    ForgetGuard("guards.forget") -> ManageReply<GuardForgotten>: [Gateway] => Evaluator, sealed Nothing;
+    CollectSilentGuards("guards.silent") -> ManageReply<CollectedEvents>: [Gateway] => Evaluator, sealed Nothing;
+    ProbeTools("probe") -> ProbeReply: [Gateway] => Evaluator, sealed Nothing;
     CreateGrant("grants.create") -> ManageReply<GrantChanged>: [Gateway] => Evaluator, sealed Nothing;
     ListGrants("grants.list") -> ManageReply<Grants>: [Gateway] => Evaluator, sealed Nothing;
     ChangeGrant("grants.change") -> ManageReply<GrantChanged>: [Gateway] => Evaluator, sealed Nothing;
@@ -271,6 +286,8 @@ notices! {
 pub const RECORDS: &[Records] = &[
     Records { word: RUN_RECORDS, of: Role::Evaluator },
     Records { word: APPROVAL_RECORDS, of: Role::Evaluator },
+    Records { word: OUTCOME_RECORDS, of: Role::Evaluator },
+    Records { word: GUARD_RECORDS, of: Role::Evaluator },
     Records { word: CANDIDATE_RECORDS, of: Role::Evaluator },
     Records { word: USAGE_RECORDS, of: Role::Gateway },
     Records { word: IDEMPOTENCY_RECORDS, of: Role::Gateway },

@@ -4,13 +4,21 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{IssueCode, RequestId, Verdict};
+use crate::{IssueCode, OutcomeFilter, RequestId, Verdict};
 
 /// `GET /v1/decisions/{request_id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DecisionPath {
     /// The answer's `request_id`.
     pub request_id: RequestId,
+}
+
+/// `POST /v1/hooks/{agent}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HookPath {
+    /// The coding agent: `claude-code`, `codex`, `cursor`, `gemini` or `opencode`.
+    #[schemars(extend("enum" = ["claude-code", "codex", "cursor", "gemini", "opencode"]))]
+    pub agent: String,
 }
 
 /// `GET /v1/decisions`.
@@ -30,6 +38,9 @@ pub struct DecisionQuery {
     pub code: Option<IssueCode>,
     /// Exactly the `run_id` of the record.
     pub run_id: Option<String>,
+    /// By what came of the action. `none`: allowed, and nothing was reported. `any`: all decisions, each with its
+    /// `outcome`, which a list without this filter does not look up.
+    pub outcome: Option<OutcomeFilter>,
     /// `asc`: the oldest first, and what is recorded meanwhile follows. `desc`: the newest first; what is recorded
     /// meanwhile is in none of the later pages.
     #[schemars(extend("enum" = ["asc", "desc"], "default" = "asc"))]

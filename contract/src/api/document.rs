@@ -57,7 +57,7 @@ pub fn openapi(server: &str) -> Value {
     value
 }
 
-const TAGS: [(&str, &str); 13] = [
+const TAGS: [(&str, &str); 14] = [
     ("check", "Decisions"),
     ("runs", "What the server has counted of an agent's runs"),
     ("usage", "What an account has used"),
@@ -67,6 +67,7 @@ const TAGS: [(&str, &str); 13] = [
     ("members", "The people of an account, and who stands in for whom"),
     ("approvals", "Deferred actions that people decide about, and wider grants"),
     ("stops", "What denies every check in its scope until a person resumes it"),
+    ("guards", "What enforces decisions beside agents, and when it reported last"),
     ("policies", "Policies that an organisation publishes and activates"),
     ("webhooks", "Endpoints that get every recorded decision, signed"),
     ("service", "The service itself"),
@@ -336,12 +337,16 @@ fn without_null(schema: &mut Value) {
     }
 }
 
-/// A member of a reply that is not always there is left out, never null.
+/// A member of a reply that is not always there is left out, never null; unless its type says that null means more.
 fn without_null_members(schema: &mut Value) {
     let required = schema.get("required").cloned().unwrap_or_default();
     let is_required = |name: &str| required.as_array().is_some_and(|all| all.iter().any(|one| one == name));
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.iter_mut().filter(|(name, _)| !is_required(name)).for_each(|(_, property)| without_null(property));
+        for (_, property) in properties.iter_mut().filter(|(name, _)| !is_required(name)) {
+            if property.get("default") != Some(&Value::Null) {
+                without_null(property);
+            }
+        }
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) struct Event {
     data: fn(&mut SchemaGenerator) -> Value,
 }
 
-pub(super) const EVENTS: [Event; 8] = [
+pub(super) const EVENTS: [Event; 11] = [
     Event {
         kind: LineType::Decision.as_str(),
         operation_id: "decisionRecorded",
@@ -114,7 +114,7 @@ pub(super) const EVENTS: [Event; 8] = [
         summary: "Something happened to an approval or to a wider grant.",
         about: "Goes only to endpoints whose `events` names its type or `approval.*`. Not every type has every member. \
             An event that was recorded twice has the same `webhook-id` and another `sequence`.",
-        data: |generator| approval(generator, &["stop_id"]),
+        data: |generator| approval(generator, &["stop_id", "guard_id"]),
     },
     Event {
         kind: "policy",
@@ -123,7 +123,7 @@ pub(super) const EVENTS: [Event; 8] = [
         summary: "A policy was published, proposed, activated, rolled back or deleted.",
         about: "Goes only to endpoints whose `events` names its type or `policy.*`.",
         data: |generator| {
-            let others = ["approval_id", "grant_id", "stop_id", "action_digest", "request_id"];
+            let others = ["approval_id", "grant_id", "stop_id", "guard_id", "action_digest", "request_id"];
             approval(generator, &others)
         },
     },
@@ -134,9 +134,39 @@ pub(super) const EVENTS: [Event; 8] = [
         summary: "A stop began, or was resumed.",
         about: "Goes only to endpoints whose `events` names its type or `stop.*`.",
         data: |generator| {
-            let others = ["approval_id", "grant_id", "action_digest", "policy_version", "request_id"];
+            let others = ["approval_id", "grant_id", "guard_id", "action_digest", "policy_version", "request_id"];
             approval(generator, &others)
         },
+    },
+    Event {
+        kind: LineType::DecisionOutcome.as_str(),
+        operation_id: "decisionOutcome",
+        component: "DecisionOutcomeEvent",
+        summary: "What came of an allowed action was reported: `details` has the status.",
+        about: "Goes only to endpoints whose `events` names its type or `decision.*`.",
+        data: |generator| {
+            let others = ["approval_id", "grant_id", "stop_id", "guard_id", "action_digest", "policy_version"];
+            approval(generator, &others)
+        },
+    },
+    Event {
+        kind: LineType::GuardSilent.as_str(),
+        operation_id: "guardSilent",
+        component: "GuardSilentEvent",
+        summary: "A guard did not report within the time that it gave.",
+        about: "Goes only to endpoints whose `events` names its type or `guard.*`.",
+        data: |generator| {
+            let others = ["approval_id", "grant_id", "stop_id", "action_digest", "policy_version", "request_id"];
+            approval(generator, &others)
+        },
+    },
+    Event {
+        kind: LineType::ToolsProbed.as_str(),
+        operation_id: "toolsProbed",
+        component: "ToolsProbedEvent",
+        summary: "A workload asked which tools it can never be allowed: `details` counts them and names the first.",
+        about: "Goes only to endpoints whose `events` names its type or `tools.*`.",
+        data: |generator| approval(generator, &["approval_id", "grant_id", "stop_id", "guard_id", "action_digest"]),
     },
     Event {
         kind: "webhook.test",

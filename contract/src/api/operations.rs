@@ -5,10 +5,11 @@
 //! row defines the fields of body, path and query.
 
 use crate::api::responses::ErrorResponse::{
-    Conflict, NotFound, NothingToSettle, PaymentRequired, ScopeMissing, TooManyChecks, TooManyDownloads, Unavailable,
+    Conflict, NotFound, NothingToReport, NothingToSettle, PaymentRequired, ScopeMissing, TooManyChecks,
+    TooManyDownloads, Unavailable,
 };
 use crate::api::row::{Access, Row};
-use crate::api::schemas::{OpenapiDocument, PolicyVocabulary};
+use crate::api::schemas::{HookAnswer, HookEvent, OpenapiDocument, PolicyVocabulary};
 use crate::{
     AcceptInvitation, Approval, CreateGrant, CreateStop, DecideApproval, DelegateMember, GiveReason, Grant,
     GrantReason, InviteMember, ListApprovals, ListGrants, ListMembers, ListStops, OfAllAccounts, ReadApprovalHistory,
@@ -16,21 +17,24 @@ use crate::{
 };
 use crate::{
     ActivatePolicy, Activation, ActivationAnswer, ActivationProposed, CheckRequest, CheckResponse, CreateAccount,
-    CreateKey, CreateWebhook, DecisionPath, DecisionQuery, DecisionRecord, DeleteDecisions, DeleteWebhook,
-    DenyProposal, DiffPolicies, EnableWebhook, EndRun, ExportQuery, ForgetPolicy, GetWebhook, ListAccounts,
-    ListDeliveries, ListKeys, ListPolicies, ListProposals, ListRuns, ListWebhooks, Liveness, Page, PolicyComparison,
-    PolicyProposal, ProposalReason, PublicKeys, PublishPolicy, PublishedPolicy, ReadActivePolicies, ReadPolicyHistory,
-    ReadinessReport, ReplayWebhook, Report, RevokeKey, RollbackPolicy, RotateKey, RotateWebhookSecret, Scope,
-    SettleRun, ShowPolicy, ShowProposal, ShowRun, ShownPolicy, Status, TestWebhook, UpdateAccount, UpdateWebhook,
-    Usage, VerifyQuery,
+    CreateKey, CreateWebhook, DecisionPath, DecisionQuery, DeleteDecisions, DeleteWebhook, DenyProposal, DiffPolicies,
+    EnableWebhook, EndRun, ExportQuery, ForgetPolicy, GetWebhook, ListAccounts, ListDeliveries, ListKeys, ListPolicies,
+    ListProposals, ListRuns, ListWebhooks, Liveness, Page, PolicyComparison, PolicyProposal, ProposalReason,
+    PublicKeys, PublishPolicy, PublishedPolicy, ReadActivePolicies, ReadPolicyHistory, ReadinessReport, ReplayWebhook,
+    Report, RevokeKey, RollbackPolicy, RotateKey, RotateWebhookSecret, Scope, SettleRun, ShowPolicy, ShowProposal,
+    ShowRun, ShownPolicy, Status, TestWebhook, UpdateAccount, UpdateWebhook, Usage, VerifyQuery,
 };
 use crate::{Candidates, ListCandidates, PolicyReplay, ReplayPolicy, ShadowPolicy, WithdrawCandidate};
+use crate::{ForgetGuard, Guard, HookPath, ListGuards, Probe, ProbeTools, ReportDecisionOutcome, ReportGuard};
+use crate::{ReportedOutcome, ShownDecision};
 
 const OPEN: Access = Access::Open;
 const ANY_KEY: Access = Access::AnyKey;
 const CHECK: Access = Access::Scopes(&[Scope::Check]);
 const READ: Access = Access::Scopes(&[Scope::DecisionsRead]);
 const DELETE: Access = Access::Scopes(&[Scope::DecisionsDelete]);
+const OUTCOMES: Access = Access::Scopes(&[Scope::OutcomesReport]);
+const MANAGE_KEYS: Access = Access::Scopes(&[Scope::KeysManage]);
 const RUNS: Access = Access::Scopes(&[Scope::Check, Scope::RunsManage]);
 const MANAGE_RUNS: Access = Access::Scopes(&[Scope::RunsManage]);
 const KEYS: Access = Access::Scopes(&[Scope::KeysManage, Scope::Operator]);
@@ -199,7 +203,7 @@ operations! {
     /// marks.
     ListDecisions = Row::get("/v1/decisions", "decisions", READ)
         .parameters::<DecisionQuery>()
-        .replies::<Page<DecisionRecord>>("A page.");
+        .replies::<Page<ShownDecision>>("A page.");
 
     /// Download the log
     ///
@@ -235,9 +239,86 @@ operations! {
     /// account, one past the account's retention, one that was deleted, and what is no UUID.
     GetDecision = Row::get("/v1/decisions/{request_id}", "decisions", READ)
         .parameters::<DecisionPath>()
-        .replies::<DecisionRecord>("The record.")
+        .replies::<ShownDecision>("The record.")
         .or(&[NotFound])
         .example(fixture!("decision_record"));
+
+    /// Report what came of an allowed action
+    ///
+    /// Needs `outcomes:report`. A status and no output. Once: the same report again has the same answer, another one is
+    /// a 409, except that `unknown` may be replaced by what it turned out to be. 409 also where the decision was not
+    /// ALLOW. `cost_usd` settles the check in its run, under the rules of `POST /v1/runs/{run_id}/settle`; where it
+    /// may not, nothing is reported. Where the decision used an approval, its outcome is this one. Recorded
+    /// (`decision.outcome`) before the answer leaves; after a 503, report again.
+    ReportDecisionOutcome = Row::post("/v1/decisions/{request_id}/outcome", "decisions", OUTCOMES)
+        .parameters::<ReportDecisionOutcome>()
+        .replies::<ReportedOutcome>("What is kept.")
+        .or(&[NotFound, NothingToReport])
+        .body_example(r#"{"status": "succeeded", "tool_call_id": "toolu_01", "duration_ms": 420, "cost_usd": 0.42}"#)
+        .example(fixture!("reported_outcome"));
+
+    /// Which tools can never be allowed?
+    ///
+    /// Needs the scope `check`. For guards that hide from a model what is of no use to it. `never`: rules deny the tool
+    /// with these effects whatever a call's arguments, its run, the time and approvals are. All else is `maybe`: each
+    /// call is decided again. Recorded (`tools.probed`), limited by the rate of checks, and not counted in any quota;
+    /// it advances no run and uses no approval.
+    ProbeTools = Row::post("/v1/probes", "check", CHECK)
+        .parameters::<ProbeTools>()
+        .replies::<Probe>("What the policy says of each tool.")
+        .or(&[TooManyChecks])
+        .body_example(
+            r#"{"environment": "production", "tools": [
+                {"tool": "read_file", "side_effects": ["read"]}, {"tool": "drop_table", "side_effects": ["delete"]}]}"#,
+        )
+        .example(fixture!("probe"));
+
+    /// Ask as a coding agent's hook
+    ///
+    /// Needs the scope `check`. The body is the event that the agent hands to its hooks, and the answer is what the
+    /// agent expects of a hook, for `claude-code`, `codex`, `cursor`, `gemini` and `opencode`. The event is mapped to a
+    /// check by the built-in table of tools. **Always 200 with a body that denies** where the tool must not run, also
+    /// where this API answers 401, 413, 422, 429 or 503 elsewhere: agents read the body alone. 404: no such agent.
+    AskAsHook = Row::post("/v1/hooks/{agent}", "check", CHECK)
+        .parameters::<HookPath>()
+        .body::<HookEvent>()
+        .replies::<HookAnswer>("The answer in the agent's own form.")
+        .or(&[NotFound])
+        .body_example(
+            r#"{"hook_event_name": "PreToolUse", "session_id": "s-1", "cwd": "/work", "tool_name": "Bash",
+                "tool_input": {"command": "ls"}, "tool_use_id": "toolu_01"}"#,
+        )
+        .example("{}");
+
+    /// Report that a guard is alive
+    ///
+    /// Needs the scope `check`. The report says when the next one is due; a guard that is later is `silent`, which is
+    /// recorded once (`guard.silent`) and sent to webhooks that name it. It is a sign of life, and no proof that
+    /// nothing runs past the guard. At most 10,000 guards an account (409).
+    ReportGuard = Row::post("/v1/guards", "guards", CHECK)
+        .parameters::<ReportGuard>()
+        .replies::<Guard>("The guard as it is kept.")
+        .or(&[Conflict])
+        .body_example(
+            r#"{"guard_id": "laptop-7-claude-code", "kind": "claude-code", "version": "0.1.0",
+                "agent_version": "2.1.332", "host": "laptop-7", "next_within_seconds": 900,
+                "asked": 12, "refused": 1}"#,
+        )
+        .example(fixture!("guard_reply_done"));
+
+    /// List guards
+    ///
+    /// Needs the scope `decisions:read`. In no promised order. A guard is forgotten 30 days after its last report.
+    ListGuards = Row::get("/v1/guards", "guards", READ)
+        .request::<ListGuards>(200, "A page.")
+        .example(fixture!("guard_page"));
+
+    /// Forget a guard
+    ///
+    /// Needs the scope `keys:manage`: for a machine that is gone. It comes back with its next report.
+    ForgetGuard = Row::delete("/v1/guards/{guard_id}", "guards", MANAGE_KEYS)
+        .request_without_content::<ForgetGuard>("Forgotten.")
+        .or(&[NotFound]);
 
     /// List the account's runs
     ///

@@ -98,6 +98,11 @@ error_responses! {
     NothingToSettle = 409 [
         Conflict "the check was settled already, with 0.42 USD";
     ];
+    /// The check was not allowed, so nothing came of it; or another outcome was reported already; or its cost was
+    /// settled already.
+    NothingToReport = 409 [
+        Conflict "another outcome was reported already: `succeeded`";
+    ];
     /// More than 1,000,000 bytes.
     BodyTooLarge = 413 [
         BodyTooLarge "the body is larger than 1000000 bytes";

@@ -11,9 +11,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    AccountId, ActionDigest, ApiKey, ApprovalId, CONTEXT_MEMBERS, Change, ClientRequestId, GrantId, InvitationCode,
-    IssueCode, KeyId, LOOP_STATE_MEMBERS, LineHash, MemberId, PolicyVersion, ProposalId, RequestId, RequestMember,
-    RunId, SigningKeyId, StopId, WebhookId, WebhookSecret, WriterId,
+    AccountId, ActionDigest, ApiKey, ApprovalId, CONTEXT_MEMBERS, Change, ClientRequestId, GrantId, GuardId,
+    InvitationCode, IssueCode, KeyId, LOOP_STATE_MEMBERS, LineHash, MemberId, PolicyVersion, ProposalId, RequestId,
+    RequestMember, RunId, SigningKeyId, StopId, WebhookId, WebhookSecret, WriterId,
 };
 
 macro_rules! inline_schemas {
@@ -53,6 +53,7 @@ inline_schemas! {
     SigningKeyId = {"type": "string", "pattern": "^[0-9a-f]{16}$"};
     StopId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     WebhookId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
+    GuardId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     WebhookSecret = {"type": "string", "pattern": "^whsec_[A-Za-z0-9+/]+={0,2}$"};
     WriterId = {"type": "string", "format": "uuid"};
 }
@@ -204,6 +205,16 @@ components! {
                 included."},
             "environment": {"type": "string", "description": "As sent."},
         },
+    };
+    HookEvent = {
+        "type": "object",
+        "description": "The event of the agent's hook, as the agent writes it. At most 1,000,000 bytes.",
+        "additionalProperties": true,
+    };
+    HookAnswer = {
+        "type": "object",
+        "description": "What the agent expects of a hook: other members for each agent.",
+        "additionalProperties": true,
     };
     OpenapiDocument = {
         "type": "object",
