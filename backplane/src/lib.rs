@@ -13,7 +13,6 @@ mod metrics;
 pub mod nats;
 mod notices;
 mod requests;
-mod secret_file;
 mod state_store;
 mod store_clock;
 #[cfg(feature = "testing")]
@@ -34,7 +33,6 @@ pub use requests::{
     IncomingRequest, NotReady, RawRequest, Replier, RequestError, RequestQueue, RequestStream, Requests, Responder,
     ServeError, UnparsedRequest, parse_request,
 };
-pub use secret_file::{Exposed, check_secret_file};
 pub use state_store::{Added, ListError, MAX_CONCURRENT_LISTS, PutError, Record, RecordPage, Revision, StateStore};
 pub use store_clock::{
     CLOCK_READ_INTERVAL, CLOCK_READING_TTL, ClockError, MAX_STORE_CLOCK_SKEW, StoreClock, follow_store_clock,

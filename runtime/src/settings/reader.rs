@@ -49,6 +49,8 @@ impl Reader {
             Ok(parsed) => Some(parsed),
             Err(why) => {
                 let is_shown = kind.is_about_text && !self.setting(name).is_none_or(|setting| setting.is_secret());
+                // A URL with a password in it is not repeated.
+                let is_shown = is_shown && !given.text.contains('@');
                 let why = if is_shown { format!("{why}, not `{}`", given.text.escape_debug()) } else { why };
                 let origin = given.origin.clone();
                 self.refuse(origin, why);

@@ -2,11 +2,13 @@
 //!
 //! Only its owner may read such a file; its group too if the file was given to the process by another user or by root,
 //! as orchestrators do with secrets for containers (mode 0440, `fsGroup`). libpq has the same rule for a client's key.
+//! Servers and clients use this one rule; it is a crate of its own so that a client depends on no part of a server.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+#[cfg(unix)]
 const OWNER: u32 = 0o700;
+#[cfg(unix)]
 const GROUP_READS: u32 = 0o040;
 
 /// A secret file that others may read or change.
@@ -21,13 +23,29 @@ pub struct Exposed {
     mode: u32,
 }
 
-/// Refuses a file that others may read or change; the error says what to type. A path that cannot be inspected passes.
+/// Refuses a file that others may read or change; the error says what to type. A path that cannot be inspected passes,
+/// and on systems without Unix modes every file does.
 pub fn check_secret_file(path: &Path) -> Result<(), Exposed> {
-    let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
-    let exposed = found.is_file() && is_exposed(found.mode(), found.uid(), rustix::process::geteuid().as_raw());
-    if exposed { Err(Exposed { path: path.to_owned(), mode: found.mode() & 0o7777 }) } else { Ok(()) }
+    match exposed_mode(path) {
+        Some(mode) => Err(Exposed { path: path.to_owned(), mode }),
+        None => Ok(()),
+    }
 }
 
+#[cfg(unix)]
+fn exposed_mode(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    let exposed = is_exposed(found.mode(), found.uid(), rustix::process::geteuid().as_raw());
+    exposed.then_some(found.mode() & 0o7777)
+}
+
+#[cfg(not(unix))]
+fn exposed_mode(_: &Path) -> Option<u32> {
+    None
+}
+
+#[cfg(unix)]
 fn is_exposed(mode: u32, owner: u32, process: u32) -> bool {
     // An owner could change the mode; root's group is trusted like root.
     let may_be_given = owner != process || owner == 0;
@@ -41,7 +59,7 @@ fn quoted(path: &str) -> String {
     if path.bytes().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
