@@ -6,14 +6,14 @@ use stage0_contract::{Account, AccountCreated, AccountId, ApprovalMode, Page, Pl
 
 use crate::args::Json;
 use crate::args::accounts::{AccountsCommand, OwnLimits, Retention};
-use crate::client::{Client, Credential, Query, Target, block_on};
+use crate::client::{Connection, Credential, Query, block_on, target};
 use crate::keys::set;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, fields};
 
 pub(crate) fn run(command: &AccountsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
-    let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
+    let client = Connection::new(target(settings, Credential::Operator)?, settings.timeout)?;
     match command {
         AccountsCommand::Create { name, plan, approvals, json } => create(&client, name, *plan, *approvals, *json),
         AccountsCommand::List(Json { json }) => list(&client, *json),
@@ -37,7 +37,7 @@ pub(crate) fn run(command: &AccountsCommand, settings: &ClientSettings) -> anyho
 }
 
 fn create(
-    client: &Client,
+    client: &Connection,
     name: &str,
     plan: Option<Plan>,
     approvals: ApprovalMode,
@@ -61,7 +61,7 @@ fn approvals_of(account: &Account) -> String {
     format!("{}{four_eyes}", account.approvals.as_str())
 }
 
-fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
+fn list(client: &Connection, as_json: bool) -> anyhow::Result<()> {
     let accounts: Page<Account> = block_on(client.list(&["v1", "accounts"], &Query::default(), None))?;
     if as_json {
         return out::json(&accounts);
@@ -84,7 +84,7 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
     Ok(table.print()?)
 }
 
-fn set_retention(client: &Client, id: &AccountId, retention: &Retention, as_json: bool) -> anyhow::Result<()> {
+fn set_retention(client: &Connection, id: &AccountId, retention: &Retention, as_json: bool) -> anyhow::Result<()> {
     // `null`, for --plan-default, means the plan's retention.
     let account = change(client, id, &json!({"retention_days": retention.days}))?;
     out::show(as_json, &account, |account| {
@@ -94,7 +94,7 @@ fn set_retention(client: &Client, id: &AccountId, retention: &Retention, as_json
     })
 }
 
-fn set_limits(client: &Client, id: &AccountId, limits: &OwnLimits, as_json: bool) -> anyhow::Result<()> {
+fn set_limits(client: &Connection, id: &AccountId, limits: &OwnLimits, as_json: bool) -> anyhow::Result<()> {
     let own = [
         ("per_minute", limits.per_minute),
         ("daily", limits.daily),
@@ -108,7 +108,7 @@ fn set_limits(client: &Client, id: &AccountId, limits: &OwnLimits, as_json: bool
     show(&change(client, id, &Value::Object(named.collect()))?, as_json)
 }
 
-fn change(client: &Client, id: &AccountId, body: &Value) -> anyhow::Result<Account> {
+fn change(client: &Connection, id: &AccountId, body: &Value) -> anyhow::Result<Account> {
     Ok(block_on(client.call(Method::PATCH, &["v1", "accounts", id.as_str()], &[], Some(body)))?)
 }
 

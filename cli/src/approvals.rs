@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use stage0_contract::{Approval, ApprovalHistory, ApprovalId, ExternalApproval, Page};
 
 use crate::args::approvals::{ApprovalArgs, ApprovalsCommand};
-use crate::client::{Client, Credential, Limit, Query, Target, block_on, parse};
+use crate::client::{Connection, Credential, Limit, Query, block_on, parse, target};
 use crate::confirm;
 use crate::exit::Exit;
 use crate::keys::set;
@@ -70,15 +70,15 @@ pub(crate) fn run(command: &ApprovalsCommand, settings: &ClientSettings) -> anyh
     Ok(Exit::Done)
 }
 
-fn connect(settings: &ClientSettings) -> anyhow::Result<Client> {
-    Ok(Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?)
+fn connect(settings: &ClientSettings) -> anyhow::Result<Connection> {
+    Ok(Connection::new(target(settings, Credential::Account)?, settings.timeout)?)
 }
 
 fn path<'a>(id: &'a ApprovalId, more: &[&'a str]) -> Vec<&'a str> {
     APPROVALS.into_iter().chain([id.as_str()]).chain(more.iter().copied()).collect()
 }
 
-fn fetch(client: &Client, id: &ApprovalId) -> anyhow::Result<Approval> {
+fn fetch(client: &Connection, id: &ApprovalId) -> anyhow::Result<Approval> {
     Ok(block_on(client.call(Method::GET, &path(id, &[]), &[], None))?)
 }
 
@@ -89,7 +89,7 @@ fn show(
 ) -> anyhow::Result<()> {
     // The answer takes as long as it may wait, and then as long as any other.
     let timeout = settings.timeout + wait.unwrap_or_default();
-    let client = Client::new(Target::find(settings, Credential::Account)?, timeout)?;
+    let client = Connection::new(target(settings, Credential::Account)?, timeout)?;
     let query = Query::default().with("wait", wait.map(|wait| format!("{}s", wait.as_secs())));
     let answer: Value = block_on(client.call(Method::GET, &path(id, &[]), &query.pairs(), None))?;
     if *json {
@@ -99,7 +99,7 @@ fn show(
 }
 
 /// Sends a change and shows where the approval stands then.
-fn change(client: &Client, args: &ApprovalArgs, call: &str, body: &Value) -> anyhow::Result<()> {
+fn change(client: &Connection, args: &ApprovalArgs, call: &str, body: &Value) -> anyhow::Result<()> {
     let answer: Value = block_on(client.call(Method::POST, &path(&args.id, &[call]), &[], Some(body)))?;
     report(&answer, args.json)
 }
@@ -113,7 +113,7 @@ fn report(answer: &Value, as_json: bool) -> anyhow::Result<()> {
     Ok(out::painted(&text).map(|_| ())?)
 }
 
-fn list(client: &Client, query: &Query, limit: u32, as_json: bool) -> anyhow::Result<()> {
+fn list(client: &Connection, query: &Query, limit: u32, as_json: bool) -> anyhow::Result<()> {
     let limits = Limit { items: limit, per_page: PAGE_SIZE };
     let found: Page<Value> = block_on(client.list(&APPROVALS, query, Some(limits)))?;
     if as_json {
@@ -149,7 +149,7 @@ fn cells(approval: &Approval) -> [String; 8] {
     ]
 }
 
-fn history(client: &Client, id: &ApprovalId, as_json: bool) -> anyhow::Result<()> {
+fn history(client: &Connection, id: &ApprovalId, as_json: bool) -> anyhow::Result<()> {
     let answer: Value = block_on(client.call(Method::GET, &path(id, &["history"]), &[], None))?;
     if as_json {
         return out::json(&answer);

@@ -1,15 +1,16 @@
 //! `stage0 check`: asks whether an action may run. The exit code is the answer for shells.
 //!
-//! INVARIANT: exit code 0 needs a complete 200 response of the contract with the verdict ALLOW and the matching signal,
+//! INVARIANT: exit code 0 needs what every client needs to act, a complete and recorded ALLOW (`stage0_client::judge`),
 //! printed without an error.
 
 use anyhow::Context as _;
 use reqwest::{Method, StatusCode};
-use stage0_contract::{ApprovalSource, ApprovalStatus, CheckResponse, Verdict, parse_strict};
+use stage0_client::{Judged, judge};
+use stage0_contract::{ApprovalSource, ApprovalStatus, CheckResponse, Verdict};
 
 use crate::action;
 use crate::args::CheckArgs;
-use crate::client::{Client, ClientError, Credential, Target, block_on, parse};
+use crate::client::{Connection, Credential, block_on, target};
 use crate::exit::Exit;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
@@ -18,9 +19,7 @@ use crate::{decision, failure};
 
 pub(crate) fn run(arguments: &CheckArgs, settings: &ClientSettings) -> Exit {
     match decide(arguments, settings) {
-        Ok(Verdict::Allow) => Exit::Done,
-        Ok(Verdict::Deny) => Exit::Failed,
-        Ok(Verdict::Defer) => Exit::Deferred,
+        Ok(exit) => exit,
         Err(error) => {
             let error = failure::describe(&error);
             out::stderr_line(format!("error: {error}\nno decision: the action must not run"));
@@ -29,33 +28,24 @@ pub(crate) fn run(arguments: &CheckArgs, settings: &ClientSettings) -> Exit {
     }
 }
 
-fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> anyhow::Result<Verdict> {
+fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> anyhow::Result<Exit> {
     const CANNOT_WRITE: &str = "cannot write to standard output";
     let action = action::read(&arguments.file)?;
-    let client = Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?;
+    let client = Connection::new(target(settings, Credential::Account)?, settings.timeout)?;
     let answer = block_on(client.send(Method::POST, &["check"], &[], Some(action.body)))?;
     if answer.status != StatusCode::OK && arguments.json {
         out::json_text(&answer.body).context(CANNOT_WRITE)?;
     }
     let status = answer.status;
     let body = answer.successful()?;
-    let answer = read_answer(status, &body)?;
-    let written = if arguments.json { out::json_text(&body) } else { out::decision(&for_people(&answer)) };
+    let judged = judge(status.as_u16(), &body).context("the answer is not a complete decision")?;
+    let written = if arguments.json { out::json_text(&body) } else { out::decision(&for_people(judged.response())) };
     written.context(CANNOT_WRITE)?;
-    Ok(answer.decided.verdict)
-}
-
-/// Refuses a 200 that is not a complete answer of the contract, such as a proxy's page or a member that occurs twice.
-fn read_answer(status: StatusCode, body: &[u8]) -> Result<CheckResponse, ClientError> {
-    if status != StatusCode::OK {
-        return Err(ClientError::Unreadable(format!("a decision has status 200, this has {status}")));
-    }
-    let value = parse_strict(body).map_err(|error| ClientError::Unreadable(error.to_string()))?;
-    let response: CheckResponse = parse(&value)?;
-    if response.signal != response.decided.verdict.signal() {
-        return Err(ClientError::Unreadable("`decision` and `verdict` contradict each other".to_owned()));
-    }
-    Ok(response)
+    Ok(match judged {
+        Judged::Allowed(_) => Exit::Done,
+        Judged::Denied(_) => Exit::Failed,
+        Judged::Deferred(_) => Exit::Deferred,
+    })
 }
 
 fn for_people(response: &CheckResponse) -> String {
@@ -115,35 +105,12 @@ mod tests {
             "guardrail_checks": {}, "cost_estimate": null, "request_id": "0190163d-8694-739b-aea5-966c26f8ad91",
             "task_hash": "00", "policy_version": "baseline@1.0.0+0123", "policy_pack_version": "baseline@1.0.0+0123",
             "environment": "", "timestamp": 1, "evaluated_at": 1, "decision_trace_summary": "", "cached": false,
-            "meta": {"source": "stage0", "test_mode": false, "client_request_id": null, "audit": "none"}
+            "meta": {"source": "stage0", "test_mode": false, "client_request_id": null, "audit": "required"}
         })
     }
 
-    fn read(body: &Value) -> Result<CheckResponse, ClientError> {
-        read_answer(StatusCode::OK, body.to_string().as_bytes())
-    }
-
-    #[test]
-    fn only_a_complete_answer_with_matching_signal_is_a_decision() {
-        assert_eq!(read(&answer()).unwrap().decided.verdict, Verdict::Allow);
-        for member in ["decision", "verdict", "reason", "request_id", "policy_version"] {
-            let mut body = answer();
-            body.as_object_mut().unwrap().remove(member);
-            assert!(read(&body).is_err(), "without {member}");
-        }
-        for (member, value) in [("decision", "NO_GO"), ("decision", "DEFER"), ("verdict", "DENY"), ("verdict", "allow")]
-        {
-            let mut body = answer();
-            body[member] = value.into();
-            assert!(read(&body).is_err(), "{member} = {value}");
-        }
-        assert!(read_answer(StatusCode::CREATED, answer().to_string().as_bytes()).is_err());
-    }
-
-    #[test]
-    fn a_verdict_that_occurs_twice_is_no_decision() {
-        let twice = answer().to_string().replacen('{', r#"{"verdict":"DENY","#, 1);
-        assert!(read_answer(StatusCode::OK, twice.as_bytes()).is_err());
+    fn read(body: &Value) -> CheckResponse {
+        judge(200, body.to_string().as_bytes()).unwrap().response().clone()
     }
 
     #[test]
@@ -153,7 +120,7 @@ mod tests {
         body["decision"] = "NO_GO".into();
         body["issues"] = json!([{"code": "SECRET_IN_REQUEST", "severity": "HIGH", "message": "a secret\u{1b}[2J",
             "rule": "secret", "next_action": "fix_request", "details": {}}]);
-        let shown = for_people(&read(&body).unwrap());
+        let shown = for_people(&read(&body));
         assert!(shown.starts_with("DENY (NO_GO)\n"), "{shown}");
         assert!(
             shown.contains("HIGH     SECRET_IN_REQUEST: a secret") && shown.contains("next: fix_request"),
@@ -173,7 +140,7 @@ mod tests {
                 {"path": "context.approval_status", "by": "person"}]}}]);
         body["clarifying_questions"] = json!(["What is the limit?"]);
         body["constraints_ignored"] = json!(["be nice\u{1b}[2J"]);
-        let shown = for_people(&read(&body).unwrap());
+        let shown = for_people(&read(&body));
         for part in [
             "DEFER\n",
             "\n           at constraints[1]; found: max_cots: 5; write: constraints[1] = \"max_cost_usd: 5\"\n",
@@ -197,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_deferred_check_says_which_approval_it_waits_for_and_what_to_do() {
-        let shown = for_people(&read(&with_approval("DEFER", "DEFER", "pending")).unwrap());
+        let shown = for_people(&read(&with_approval("DEFER", "DEFER", "pending")));
         for part in [
             "\napproval apr_1 is pending\n         https://s0.example/v1/approvals/apr_1\n",
             r"next: 2 members of release-managers\u{202e} must approve until 2026-03-16T13:00:00Z",
@@ -206,22 +173,22 @@ mod tests {
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
-        let elsewhere = for_people(&read(&with_approval("DEFER", "DEFER", "approved")).unwrap());
+        let elsewhere = for_people(&read(&with_approval("DEFER", "DEFER", "approved")));
         assert!(elsewhere.contains("apr_1 is approved") && !elsewhere.contains("next: 2"), "{elsewhere}");
-        let without = for_people(&read(&answer()).unwrap());
+        let without = for_people(&read(&answer()));
         assert!(!without.contains("approval"), "{without}");
     }
 
     #[test]
     fn an_allowed_check_says_which_approval_it_used_or_that_only_the_request_says_so() {
-        let shown = for_people(&read(&with_approval("ALLOW", "GO", "consumed")).unwrap());
+        let shown = for_people(&read(&with_approval("ALLOW", "GO", "consumed")));
         assert!(shown.contains("\napproval apr_1 is used by this check\n") && !shown.contains("next: 2"), "{shown}");
         let mut body = with_approval("ALLOW", "GO", "consumed");
         (body["approval"]["id"], body["approval"]["grant_id"]) = (Value::Null, "grt_1".into());
-        let shown = for_people(&read(&body).unwrap());
+        let shown = for_people(&read(&body));
         assert!(shown.contains("approval wider grant grt_1 is used by this check"), "{shown}");
         let mut body = answer();
         body["meta"]["approval_source"] = "caller".into();
-        assert!(for_people(&read(&body).unwrap()).contains("only the request itself says that it is approved"));
+        assert!(for_people(&read(&body)).contains("only the request itself says that it is approved"));
     }
 }

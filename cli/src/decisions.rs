@@ -21,7 +21,7 @@ use reqwest::Method;
 use stage0_contract::{DecisionRecord, PublicKeys, RequestId};
 
 use crate::args::decisions::{DecisionsCommand, Filter};
-use crate::client::{Client, ClientError, Credential, Query, Target, block_on, parse};
+use crate::client::{Connection, ConnectionError, Credential, Query, block_on, parse, target};
 use crate::exit::Exit;
 use crate::out;
 use crate::settings::client::ClientSettings;
@@ -51,8 +51,8 @@ pub(crate) fn run(command: &DecisionsCommand, settings: &ClientSettings) -> anyh
         DecisionsCommand::Export { period, out, progress, json } => {
             let (from, to) = period.at(now)?;
             let timeout = settings.timeout_or(WALK_TIMEOUT);
-            let target = Target::find(settings, Credential::Account)?;
-            let client = Client::for_downloads(target, timeout.min(READ_TIMEOUT))?;
+            let target = target(settings, Credential::Account)?;
+            let client = Connection::for_downloads(target, timeout.min(READ_TIMEOUT))?;
             Export { client: &client, from, to, timeout, progress: *progress, as_json: *json }.run(out)?;
         }
         DecisionsCommand::Verify(verify) => return verify::verify(verify, settings, now),
@@ -70,15 +70,15 @@ fn filtered(filter: &Filter) -> Query {
     Query::default().with("verdict", filter.verdict).with("environment", filter.environment.as_ref())
 }
 
-fn connect(settings: &ClientSettings, timeout: Duration) -> Result<Client, ClientError> {
-    Client::new(Target::find(settings, Credential::Account)?, timeout)
+fn connect(settings: &ClientSettings, timeout: Duration) -> Result<Connection, ConnectionError> {
+    Connection::new(target(settings, Credential::Account)?, timeout)
 }
 
-fn signing_keys(client: &Client) -> Result<PublicKeys, ClientError> {
+fn signing_keys(client: &Connection) -> Result<PublicKeys, ConnectionError> {
     block_on(client.call(Method::GET, &["v1", "signing-keys"], &[], None))
 }
 
-fn show(client: &Client, id: RequestId, as_json: bool) -> anyhow::Result<()> {
+fn show(client: &Connection, id: RequestId, as_json: bool) -> anyhow::Result<()> {
     let [v1, decisions] = DECISIONS;
     let path = [v1, decisions, &id.to_string()];
     let found: serde_json::Value = block_on(client.call(Method::GET, &path, &[], None))?;

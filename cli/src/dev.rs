@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use access::Access;
 
 use crate::args::VERSION;
-use crate::dev_file::DevFile;
+use crate::dev_file::{self, DevFile};
 use crate::exit::Exit;
 use crate::roles::{load, make_dev_tls, print_restored, probes, serve};
 use crate::settings::roles::DevSettings;
@@ -128,7 +128,7 @@ async fn open(backplane: &Backplane, start: Start<'_>) -> anyhow::Result<()> {
     let ca_file = ca.canonicalize().context("cannot find the CA file")?;
     let dev = DevFile { url, ca_file, api_key, operator_key, account };
     policies.preloaded().await;
-    dev.write(data_dir)?;
+    dev_file::write(&dev, data_dir)?;
     out::line(banner::banner(&dev.url, data_dir, ca, policy, approvals)).context("cannot write to standard output")?;
     tracing::info!(version = VERSION, url = dev.url, policy_version = %policy, "ready");
     backplane.requests.close().await;

@@ -6,9 +6,9 @@ use std::error::Error;
 use std::io;
 
 use stage0_backplane::nats::ConnectError;
+use stage0_client::connection::{ConnectionError, tls_fault};
+use stage0_client::target::TargetError;
 use stage0_gateway::BuildError;
-
-use crate::client::tls_fault;
 
 /// The causes in one line, then the hint, if any, on a line of its own.
 pub(crate) fn describe(error: &anyhow::Error) -> String {
@@ -40,8 +40,34 @@ fn causes(chain: impl Iterator<Item = String>) -> String {
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
         let nats = cause.downcast_ref::<ConnectError>().and_then(nats_hint);
-        nats.or_else(|| address_hint(cause))
+        let server = || cause.downcast_ref::<ConnectionError>().and_then(connection_hint);
+        let target = || cause.downcast_ref::<TargetError>().and_then(target_hint);
+        nats.or_else(server).or_else(target).or_else(|| address_hint(cause))
     })
+}
+
+fn connection_hint(error: &ConnectionError) -> Option<&'static str> {
+    match error {
+        ConnectionError::Target(error) => target_hint(error),
+        ConnectionError::NotTrusted { .. } => Some("--ca FILE names an authority to trust"),
+        ConnectionError::Timeout { .. } => Some("--timeout SECONDS gives it more time"),
+        ConnectionError::UnusableKey
+        | ConnectionError::Ca { .. }
+        | ConnectionError::Unreachable { .. }
+        | ConnectionError::Broken { .. }
+        | ConnectionError::Refused { .. }
+        | ConnectionError::Unreadable(_)
+        | ConnectionError::Runtime(_) => None,
+    }
+}
+
+fn target_hint(error: &TargetError) -> Option<&'static str> {
+    match error {
+        TargetError::NoServer(_) => Some("--url URL names a server, --data-dir DIR the directory of a `stage0 dev`"),
+        TargetError::NoKey(_) => Some("--key-file FILE names the file with the key"),
+        TargetError::NoOperatorKey(_) => Some("--key-file FILE names it, or --data-dir DIR its directory"),
+        TargetError::NoneNamed | TargetError::File { .. } | TargetError::Variable { .. } => None,
+    }
 }
 
 fn nats_hint(error: &ConnectError) -> Option<&'static str> {
@@ -134,6 +160,26 @@ mod tests {
         assert!(describe(&taken(io::ErrorKind::AddrInUse)).contains("--listen"));
         assert!(!describe(&taken(io::ErrorKind::OutOfMemory)).contains('\n'), "no hint is better than a wrong one");
         assert!(!describe_in_one_line(&taken(io::ErrorKind::AddrInUse)).contains('\n'));
+    }
+
+    #[test]
+    fn an_error_of_the_connection_names_the_flag_that_fixes_it() {
+        let url: reqwest::Url = "https://h".parse().unwrap();
+        let no_server = || TargetError::NoServer("d/dev.json".into());
+        let not_trusted = ConnectionError::NotTrusted { url: url.clone(), why: "it is another's".to_owned() };
+        for (error, flag) in [
+            (anyhow::Error::from(no_server()), "--url"),
+            (ConnectionError::from(no_server()).into(), "--url"),
+            (TargetError::NoKey(url.clone()).into(), "--key-file"),
+            (TargetError::NoOperatorKey(url.clone()).into(), "--data-dir"),
+            (not_trusted.into(), "--ca"),
+            (ConnectionError::Timeout { url: url.clone() }.into(), "--timeout"),
+        ] {
+            let text = describe(&error);
+            assert!(text.lines().nth(1).is_some_and(|hint| hint.contains(flag)), "{text}");
+        }
+        let refused = ConnectionError::Unreachable { url, why: "refused".to_owned() };
+        assert!(!describe(&refused.into()).contains('\n'), "no flag helps");
     }
 
     #[test]

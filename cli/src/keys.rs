@@ -10,14 +10,14 @@ use serde_json::{Map, Value, json};
 use stage0_contract::{AccountId, KeyCreated, KeyId, KeySummary, MemberId, Page, Scopes};
 
 use crate::args::keys::{KeysCommand, NewKey};
-use crate::client::{Client, Credential, Query, Target, block_on, parse};
+use crate::client::{Connection, Credential, Query, block_on, parse, target};
 use crate::new_file::NewFile;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, fields, optional};
 
 pub(crate) fn run(command: &KeysCommand, settings: &ClientSettings) -> anyhow::Result<()> {
-    let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
+    let client = Connection::new(target(settings, Credential::Operator)?, settings.timeout)?;
     match command {
         KeysCommand::Create { name, scopes, account, expires_at, owner, shown } => {
             let mut body = json!({"name": name, "scopes": scopes});
@@ -50,7 +50,7 @@ struct CreatedKey {
 }
 
 fn make(
-    client: &Client,
+    client: &Connection,
     path: &[&str],
     body: &Value,
     shown: &NewKey,
@@ -110,7 +110,7 @@ struct Listed {
     last_used_at: Option<Timestamp>,
 }
 
-fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::Result<()> {
+fn list(client: &Connection, account: Option<&AccountId>, as_json: bool) -> anyhow::Result<()> {
     let query = Query::default().with("account", account.or(client.account()));
     let keys: Page<Value> = block_on(client.list(&["v1", "keys"], &query, None))?;
     if as_json {

@@ -8,9 +8,9 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use stage0_backplane::check_secret_file;
 use stage0_backplane::nats::{Logins, NatsServerConf};
 use stage0_contract::Role;
+use stage0_secret_file::check_secret_file;
 
 use crate::files;
 

@@ -14,7 +14,7 @@ use stage0_contract::{
 };
 
 use crate::args::members::{InviteArgs, MembersCommand, Valid};
-use crate::client::{Client, ClientError, Credential, Query, Target, block_on, parse};
+use crate::client::{Connection, ConnectionError, Credential, Query, block_on, parse, target};
 use crate::confirm;
 use crate::exit::{Exit, UsageError};
 use crate::keys::{set, words};
@@ -34,7 +34,7 @@ pub(crate) fn run(command: &MembersCommand, settings: &ClientSettings) -> anyhow
     if let MembersCommand::Remove { yes, .. } = command {
         confirm::require(*yes, "--yes is required because standard input is not a terminal")?;
     }
-    let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
+    let client = Connection::new(target(settings, Credential::Operator)?, settings.timeout)?;
     match command {
         MembersCommand::Invite(args) => invite(&client, &MEMBERS, &body_of(args, client.account()), args.json)?,
         MembersCommand::InviteAgain { member, valid: Valid { seconds }, json } => {
@@ -76,7 +76,7 @@ fn body_of(args: &InviteArgs, found_account: Option<&AccountId>) -> Value {
     body
 }
 
-fn invite(client: &Client, path: &[&str], body: &Value, as_json: bool) -> anyhow::Result<()> {
+fn invite(client: &Connection, path: &[&str], body: &Value, as_json: bool) -> anyhow::Result<()> {
     let answer: Value = block_on(client.call(Method::POST, path, &[], Some(body)))?;
     if as_json {
         return out::json(&answer);
@@ -91,7 +91,7 @@ fn invite(client: &Client, path: &[&str], body: &Value, as_json: bool) -> anyhow
     ))?)
 }
 
-fn show(client: &Client, method: Method, path: &[&str], body: &Value, as_json: bool) -> anyhow::Result<()> {
+fn show(client: &Connection, method: Method, path: &[&str], body: &Value, as_json: bool) -> anyhow::Result<()> {
     let answer: Value = block_on(client.call(method, path, &[], Some(body)))?;
     if as_json {
         return out::json(&answer);
@@ -120,7 +120,7 @@ fn status(status: MemberStatus) -> &'static str {
     }
 }
 
-fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::Result<()> {
+fn list(client: &Connection, account: Option<&AccountId>, as_json: bool) -> anyhow::Result<()> {
     let members: Page<Value> = all(client, account)?;
     if as_json {
         return out::json(&members);
@@ -149,14 +149,14 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
 
 /// Every member of the account.
 pub(crate) fn all<T: serde::de::DeserializeOwned>(
-    client: &Client,
+    client: &Connection,
     account: Option<&AccountId>,
-) -> Result<Page<T>, ClientError> {
+) -> Result<Page<T>, ConnectionError> {
     let query = Query::default().with("account", account.or(client.account()));
     block_on(client.list(&MEMBERS, &query, None))
 }
 
-fn found(client: &Client, id: &MemberId, account: Option<&AccountId>) -> anyhow::Result<Member> {
+fn found(client: &Connection, id: &MemberId, account: Option<&AccountId>) -> anyhow::Result<Member> {
     let members: Page<Member> = all(client, account)?;
     match members.items.into_iter().find(|member| member.id == *id) {
         Some(member) => Ok(member),
@@ -177,7 +177,7 @@ fn parts(list: &str) -> Vec<String> {
     list.split(',').map(str::trim).filter(|group| !group.is_empty()).map(str::to_owned).collect()
 }
 
-fn remove(client: &Client, id: &MemberId, yes: bool, as_json: bool) -> anyhow::Result<Exit> {
+fn remove(client: &Connection, id: &MemberId, yes: bool, as_json: bool) -> anyhow::Result<Exit> {
     if !yes {
         let question = format!(
             "Member {id} at {} will be removed: name and mail are deleted, keys revoked, and votes for approvals that \
@@ -195,7 +195,7 @@ fn remove(client: &Client, id: &MemberId, yes: bool, as_json: bool) -> anyhow::R
 }
 
 fn accept(code: Option<&str>, as_json: bool, settings: &ClientSettings) -> anyhow::Result<()> {
-    let client = Client::new(Target::find(settings, Credential::Nothing)?, settings.timeout)?;
+    let client = Connection::new(target(settings, Credential::Nothing)?, settings.timeout)?;
     let code = match code {
         Some(code) => code.to_owned(),
         None => read_code()?,
@@ -207,7 +207,7 @@ fn accept(code: Option<&str>, as_json: bool, settings: &ClientSettings) -> anyho
     let body = json!({"code": code});
     let path = ["v1", "invitations", "accept"];
     let answer: Value = match block_on(client.call(Method::POST, &path, &[], Some(&body))) {
-        Err(error @ ClientError::Refused { status: 404, .. }) => {
+        Err(error @ ConnectionError::Refused { status: 404, .. }) => {
             let why = "the code is unknown, used or expired: ask for another (`stage0 members invite-again`)";
             return Err(error).context(why);
         }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::args::policies::{
     ActivateArgs, DeleteArgs, HistoryArgs, OfAccount, PlaceArgs, PoliciesCommand, PublishArgs, ShowArgs,
 };
-use crate::client::{Client, ClientError, Credential, Limit, Query, Target, parse, runtime};
+use crate::client::{Connection, ConnectionError, Credential, Limit, Query, parse, runtime, target};
 use crate::exit::Exit;
 use crate::keys::set;
 use crate::out;
@@ -63,12 +63,12 @@ pub(crate) fn run(command: &PoliciesCommand, settings: &ClientSettings) -> anyho
     })
 }
 
-fn connect(settings: &ClientSettings, timeout: Duration) -> anyhow::Result<Client> {
-    Ok(Client::new(Target::find(settings, Credential::AccountOrOperator)?, timeout)?)
+fn connect(settings: &ClientSettings, timeout: Duration) -> anyhow::Result<Connection> {
+    Ok(Connection::new(target(settings, Credential::AccountOrOperator)?, timeout)?)
 }
 
 /// The account to name; none: that of the key, or with an operator's key every account.
-fn account<'a>(of: &'a OfAccount, client: &'a Client) -> Option<&'a AccountId> {
+fn account<'a>(of: &'a OfAccount, client: &'a Connection) -> Option<&'a AccountId> {
     of.account.as_ref().or(client.account()).filter(|_| !of.all_accounts)
 }
 
@@ -153,7 +153,7 @@ async fn rollback(place: &PlaceArgs, settings: &ClientSettings) -> anyhow::Resul
     changed(&answer, place, &client)
 }
 
-async fn body_of(place: &PlaceArgs, client: &Client) -> anyhow::Result<Value> {
+async fn body_of(place: &PlaceArgs, client: &Connection) -> anyhow::Result<Value> {
     let PlaceArgs { environment, floor, reason, expected, of } = place;
     let mut body = json!({});
     set(&mut body, "environment", environment.as_deref());
@@ -171,11 +171,11 @@ async fn body_of(place: &PlaceArgs, client: &Client) -> anyhow::Result<Value> {
     Ok(body)
 }
 
-fn changed(answer: &Value, place: &PlaceArgs, client: &Client) -> anyhow::Result<()> {
+fn changed(answer: &Value, place: &PlaceArgs, client: &Connection) -> anyhow::Result<()> {
     if place.of.json { out::json(answer) } else { told(answer, client) }
 }
 
-fn told(answer: &Value, client: &Client) -> anyhow::Result<()> {
+fn told(answer: &Value, client: &Connection) -> anyhow::Result<()> {
     let activation: Activation = parse(answer)?;
     let what = outcome(answer, activation.kind);
     // What was so before was done by the key of that time.
@@ -192,7 +192,11 @@ fn outcome(answer: &Value, kind: ActivationKind) -> &'static str {
 }
 
 /// Waits until every evaluator has loaded a version; the names of those that have not in time.
-async fn wait_for(client: &Client, version: &PolicyVersion, of: &OfAccount) -> Result<Vec<String>, ClientError> {
+async fn wait_for(
+    client: &Connection,
+    version: &PolicyVersion,
+    of: &OfAccount,
+) -> Result<Vec<String>, ConnectionError> {
     let end = Instant::now() + WAIT_TIMEOUT;
     loop {
         let shown = fetch(client, version, of, false).await?;
@@ -254,7 +258,7 @@ async fn active(of: &OfAccount, settings: &ClientSettings) -> anyhow::Result<()>
     Ok(show::in_force(&parse(&in_force)?).print()?)
 }
 
-async fn in_force(client: &Client, of: &OfAccount) -> Result<Value, ClientError> {
+async fn in_force(client: &Connection, of: &OfAccount) -> Result<Value, ConnectionError> {
     let [v1, policies] = POLICIES;
     client.call(Method::GET, &[v1, policies, "active"], &whose(of, client).pairs(), None).await
 }
@@ -272,18 +276,18 @@ async fn delete(DeleteArgs { version, of }: &DeleteArgs, settings: &ClientSettin
 }
 
 /// Whose policies a query is about.
-fn whose(of: &OfAccount, client: &Client) -> Query {
+fn whose(of: &OfAccount, client: &Connection) -> Query {
     let all = of.all_accounts.then_some(true);
     Query::default().with("account", account(of, client)).with("all_accounts", all)
 }
 
 /// Whose policies a body changes.
-fn set_owner(body: &mut Value, of: &OfAccount, client: &Client) {
+fn set_owner(body: &mut Value, of: &OfAccount, client: &Connection) {
     set(body, "account", account(of, client).map(AccountId::as_str));
     set(body, "all_accounts", of.all_accounts.then_some(true));
 }
 
-async fn published(client: &Client, of: &OfAccount) -> anyhow::Result<Page<Value>> {
+async fn published(client: &Connection, of: &OfAccount) -> anyhow::Result<Page<Value>> {
     let query = whose(of, client);
     Ok(client.list(&POLICIES, &query, None).await?)
 }
@@ -298,21 +302,26 @@ async fn show(ShowArgs { version, files, of }: &ShowArgs, settings: &ClientSetti
     Ok(out::line(show::shown(&parse(&answer)?))?)
 }
 
-async fn fetch(client: &Client, version: &PolicyVersion, of: &OfAccount, files: bool) -> Result<Value, ClientError> {
+async fn fetch(
+    client: &Connection,
+    version: &PolicyVersion,
+    of: &OfAccount,
+    files: bool,
+) -> Result<Value, ConnectionError> {
     let [v1, policies] = POLICIES;
     let query = whose(of, client).with("files", files.then_some(true));
     client.call(Method::GET, &[v1, policies, version.as_str()], &query.pairs(), None).await
 }
 
 /// The whole version: as it is written, or the published one with this name and number.
-async fn resolve(client: &Client, wanted: &str, of: &OfAccount) -> anyhow::Result<PolicyVersion> {
+async fn resolve(client: &Connection, wanted: &str, of: &OfAccount) -> anyhow::Result<PolicyVersion> {
     if wanted.contains('+') {
         return PolicyVersion::parse(wanted).with_context(|| format!("`{}`", out::plain(wanted)));
     }
     let published = published(client, of).await?;
     let versions =
         published.items.iter().map(|policy| parse(policy).map(|policy: PublishedPolicy| policy.summary.version));
-    let versions = versions.collect::<Result<Vec<PolicyVersion>, ClientError>>()?;
+    let versions = versions.collect::<Result<Vec<PolicyVersion>, ConnectionError>>()?;
     named(&versions, wanted)
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use stage0_contract::{Page, RunCost, RunSettled, RunView};
 
 use crate::args::runs::RunsCommand;
-use crate::client::{Client, ClientError, Credential, Limit, Query, Target, block_on, parse};
+use crate::client::{Connection, ConnectionError, Credential, Limit, Query, block_on, parse, target};
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, fields};
@@ -14,7 +14,7 @@ use crate::table::{Table, fields};
 const PAGE_SIZE: u32 = 100;
 
 pub(crate) fn run(command: &RunsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
-    let client = Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?;
+    let client = Connection::new(target(settings, Credential::Account)?, settings.timeout)?;
     match command {
         RunsCommand::List { limit, json } => list(&client, *limit, *json),
         RunsCommand::Show { run_id, json } => {
@@ -40,10 +40,10 @@ pub(crate) fn run(command: &RunsCommand, settings: &ClientSettings) -> anyhow::R
     }
 }
 
-fn list(client: &Client, limit: u32, as_json: bool) -> anyhow::Result<()> {
+fn list(client: &Connection, limit: u32, as_json: bool) -> anyhow::Result<()> {
     let limits = Limit { items: limit, per_page: PAGE_SIZE };
     let found: Page<Value> = match block_on(client.list(&["v1", "runs"], &Query::default(), Some(limits))) {
-        Err(error @ ClientError::Refused { status: 404 | 405, .. }) => {
+        Err(error @ ConnectionError::Refused { status: 404 | 405, .. }) => {
             return Err(error).context("this gateway does not list runs: it is older than this command line");
         }
         found => found?,

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use stage0_contract::{InstanceHeartbeat, InstanceState, InstanceStatus, Role, Status};
 
-use crate::client::{Client, Credential, Target, block_on};
+use crate::client::{Connection, Credential, block_on, target};
 use crate::exit::Exit;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, optional};
 
 pub(crate) fn run(as_json: bool, settings: &ClientSettings) -> anyhow::Result<Exit> {
-    let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
+    let client = Connection::new(target(settings, Credential::Operator)?, settings.timeout)?;
     let status: Status = block_on(client.call(Method::GET, &["v1", "status"], &[], None))?;
     let problems = problems(&status);
     if as_json {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use stage0_contract::{AccountId, KeyId, Page, Stop, StopScope};
 
 use crate::args::stops::{ResumeArgs, StopArgs, StopsArgs};
-use crate::client::{Client, Credential, Query, Target, block_on, parse};
+use crate::client::{Connection, Credential, Query, block_on, parse, target};
 use crate::keys::set;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
@@ -66,8 +66,8 @@ pub(crate) fn list(StopsArgs { account, json }: &StopsArgs, settings: &ClientSet
     Ok(table.print()?)
 }
 
-fn connect(settings: &ClientSettings) -> anyhow::Result<Client> {
-    Ok(Client::new(Target::find(settings, Credential::AccountOrOperator)?, settings.timeout)?)
+fn connect(settings: &ClientSettings) -> anyhow::Result<Connection> {
+    Ok(Connection::new(target(settings, Credential::AccountOrOperator)?, settings.timeout)?)
 }
 
 fn body_of(args: &StopArgs, found_account: Option<&AccountId>, now: Timestamp) -> Value {

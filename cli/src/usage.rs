@@ -5,13 +5,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use stage0_contract::{StoredBytes, UNLIMITED, Usage};
 
-use crate::client::{Client, Credential, Target, block_on, parse};
+use crate::client::{Connection, Credential, block_on, parse, target};
 use crate::out;
 use crate::settings::client::ClientSettings;
 use crate::table::Table;
 
 pub(crate) fn run(as_json: bool, settings: &ClientSettings) -> anyhow::Result<()> {
-    let client = Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?;
+    let client = Connection::new(target(settings, Credential::Account)?, settings.timeout)?;
     let answer: Value = block_on(client.call(Method::GET, &["usage"], &[], None))?;
     if as_json {
         return out::json(&answer);

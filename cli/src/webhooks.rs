@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use stage0_contract::{AccountId, Delivery, Page, ReplayStarted, Webhook, WebhookCreated, WebhookId, WebhookTested};
 
 use crate::args::webhooks::{CreateArgs, EndpointArgs, NewSecret, UpdateArgs, WebhooksCommand};
-use crate::client::{Client, Credential, Query, Target, block_on};
+use crate::client::{Connection, Credential, Query, block_on, target};
 use crate::decision::wire_word;
 use crate::exit::{Exit, UsageError};
 use crate::keys::set;
@@ -29,7 +29,7 @@ pub(crate) fn run(command: &WebhooksCommand, settings: &ClientSettings) -> anyho
     let now = Timestamp::now();
     let is_test = matches!(command, WebhooksCommand::Test(_));
     let timeout = if is_test { settings.timeout_or(TEST_TIMEOUT) } else { settings.timeout };
-    let client = Client::new(Target::find(settings, Credential::Account)?, timeout)?;
+    let client = Connection::new(target(settings, Credential::Account)?, timeout)?;
     match command {
         WebhooksCommand::Create(create) => make(&client, &WEBHOOKS, &body_of(create), &create.shown)?,
         WebhooksCommand::List { account, json } => list(&client, account.as_ref(), *json)?,
@@ -74,7 +74,7 @@ fn path<'a>(id: &'a WebhookId, more: &[&'a str]) -> Vec<&'a str> {
 
 /// Sends a request about an endpoint and shows the endpoint as it is then.
 fn show(
-    client: &Client,
+    client: &Connection,
     id: &WebhookId,
     as_json: bool,
     method: Method,
@@ -112,7 +112,7 @@ fn unless_empty<T: Serialize>(items: &[T]) -> Option<Value> {
     (!items.is_empty()).then(|| json!(items))
 }
 
-fn make(client: &Client, path: &[&str], body: &Value, shown: &NewSecret) -> anyhow::Result<()> {
+fn make(client: &Connection, path: &[&str], body: &Value, shown: &NewSecret) -> anyhow::Result<()> {
     let file = shown.out.as_deref().map(NewFile::create).transpose()?;
     let created: WebhookCreated = block_on(client.call(Method::POST, path, &[], Some(body)))?;
     let (webhook, secret) = (&created.webhook, created.secret.expose());
@@ -167,7 +167,7 @@ fn events(webhook: &Webhook) -> String {
     webhook.filters.events.as_ref().map_or_else(|| "decisions and marks".to_owned(), |types| plain(&types.join(",")))
 }
 
-fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::Result<()> {
+fn list(client: &Connection, account: Option<&AccountId>, as_json: bool) -> anyhow::Result<()> {
     let webhooks: Page<Webhook> = block_on(client.list(&WEBHOOKS, &Query::default().with("account", account), None))?;
     if as_json {
         return out::json(&webhooks);
@@ -189,7 +189,7 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
     Ok(table.print()?)
 }
 
-fn test(client: &Client, id: &WebhookId, as_json: bool) -> anyhow::Result<Exit> {
+fn test(client: &Connection, id: &WebhookId, as_json: bool) -> anyhow::Result<Exit> {
     let tested: WebhookTested = block_on(client.call(Method::POST, &path(id, &["test"]), &[], None))?;
     out::show(as_json, &tested, |tested| {
         fields([
@@ -202,7 +202,7 @@ fn test(client: &Client, id: &WebhookId, as_json: bool) -> anyhow::Result<Exit> 
     Ok(if tested.delivered { Exit::Done } else { Exit::Failed })
 }
 
-fn deliveries(client: &Client, id: &WebhookId, as_json: bool) -> anyhow::Result<()> {
+fn deliveries(client: &Connection, id: &WebhookId, as_json: bool) -> anyhow::Result<()> {
     let page: Page<Delivery> = block_on(client.call(Method::GET, &path(id, &["deliveries"]), &[], None))?;
     if as_json {
         return out::json(&page);

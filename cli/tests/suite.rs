@@ -5,6 +5,8 @@
 mod approvals;
 #[path = "suite/check.rs"]
 mod check;
+#[path = "suite/check_faults.rs"]
+mod check_faults;
 #[path = "suite/commands.rs"]
 mod commands;
 #[path = "suite/decisions.rs"]

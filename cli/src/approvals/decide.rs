@@ -10,7 +10,7 @@ use stage0_contract::{ActionDigest, Approval, ApprovalStatus};
 
 use super::{connect, fetch, path, report, show};
 use crate::args::approvals::{ApprovalArgs, DecideArgs};
-use crate::client::{Client, block_on};
+use crate::client::{Connection, block_on};
 use crate::confirm;
 use crate::exit::{Exit, UsageError};
 use crate::keys::set;
@@ -59,7 +59,7 @@ pub(super) fn decide(args: &DecideArgs, answer: Answer, settings: &ClientSetting
 
 /// Shows the approval and asks. Returns the digest of what was shown if the person agrees.
 fn asked(
-    client: &Client,
+    client: &Connection,
     args: &DecideArgs,
     answer: Answer,
     named: Option<&ActionDigest>,
@@ -104,7 +104,7 @@ fn question(approval: &Approval, answer: Answer) -> String {
 }
 
 fn send(
-    client: &Client,
+    client: &Connection,
     args: &ApprovalArgs,
     answer: Answer,
     digest: &ActionDigest,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stage0_contract::{Grant, Grants, Vote};
 
 use crate::args::approvals::{GrantArgs, GrantReasonArgs};
-use crate::client::{Client, block_on, parse};
+use crate::client::{Connection, block_on, parse};
 use crate::confirm;
 use crate::exit::Exit;
 use crate::keys::set;
@@ -79,13 +79,13 @@ pub(super) fn approve(args: &GrantReasonArgs, yes: bool, settings: &ClientSettin
     report(&client, &[v1, grants, args.id.as_str(), "approve"], &json!({"reason": args.reason}), args.json)
 }
 
-pub(super) fn revoke(args: &GrantReasonArgs, client: &Client) -> anyhow::Result<()> {
+pub(super) fn revoke(args: &GrantReasonArgs, client: &Connection) -> anyhow::Result<()> {
     let [v1, grants] = GRANTS;
     let path = [v1, grants, args.id.as_str(), "revoke"];
     report(client, &path, &json!({"reason": args.reason}), args.json).map(|_| ())
 }
 
-fn report(client: &Client, path: &[&str], body: &Value, as_json: bool) -> anyhow::Result<Exit> {
+fn report(client: &Connection, path: &[&str], body: &Value, as_json: bool) -> anyhow::Result<Exit> {
     let answer: Value = block_on(client.call(Method::POST, path, &[], Some(body)))?;
     if as_json {
         out::json(&answer)?;
@@ -95,11 +95,11 @@ fn report(client: &Client, path: &[&str], body: &Value, as_json: bool) -> anyhow
     Ok(Exit::Done)
 }
 
-fn all(client: &Client) -> anyhow::Result<Grants> {
+fn all(client: &Connection) -> anyhow::Result<Grants> {
     Ok(block_on(client.call(Method::GET, &GRANTS, &[], None))?)
 }
 
-pub(super) fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
+pub(super) fn list(client: &Connection, as_json: bool) -> anyhow::Result<()> {
     let answer: Value = block_on(client.call(Method::GET, &GRANTS, &[], None))?;
     if as_json {
         return out::json(&answer);

@@ -13,7 +13,7 @@ use serde_json::Value;
 use stage0_contract::{Approval, ApprovalId, Page};
 
 use super::{APPROVALS, cells, connect, path};
-use crate::client::{Client, ClientError, Query, parse, runtime};
+use crate::client::{Connection, ConnectionError, Query, parse, runtime};
 use crate::out::{self, Painted, Terminal, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::seconds;
@@ -62,7 +62,7 @@ pub(super) fn watch(settings: &ClientSettings, group: Option<&str>, as_json: boo
 }
 
 /// Those that are pending, the oldest first, and those that were seen before.
-async fn look(client: &Client, group: Option<&str>, seen: &Seen) -> Result<Vec<Value>, ClientError> {
+async fn look(client: &Connection, group: Option<&str>, seen: &Seen) -> Result<Vec<Value>, ConnectionError> {
     let query = Query::default().with("status", Some("pending")).with("group", group);
     let pending: Page<Value> = client.list(&APPROVALS, &query, None).await?;
     let mut found: Vec<Value> = pending.items.into_iter().rev().collect();
@@ -71,7 +71,7 @@ async fn look(client: &Client, group: Option<&str>, seen: &Seen) -> Result<Vec<V
         match client.call(Method::GET, &path(id, &[]), &[], None).await {
             Ok(approval) => found.push(approval),
             // It is not shown any longer.
-            Err(ClientError::Refused { status: 404, .. }) => {}
+            Err(ConnectionError::Refused { status: 404, .. }) => {}
             Err(error) => return Err(error),
         }
     }

@@ -7,7 +7,7 @@ use reqwest::Method;
 use stage0_contract::DecisionsDeleted;
 
 use super::DECISIONS;
-use crate::client::{Client, Query, block_on};
+use crate::client::{Connection, Query, block_on};
 use crate::exit::{Exit, UsageError};
 use crate::out;
 use crate::table::{fields, optional};
@@ -20,7 +20,7 @@ pub(super) fn require_confirmation(yes: bool) -> Result<(), UsageError> {
     Err(UsageError("--yes is required because standard input is not a terminal"))
 }
 
-pub(super) fn delete(client: &Client, before: Timestamp, yes: bool, as_json: bool) -> anyhow::Result<Exit> {
+pub(super) fn delete(client: &Connection, before: Timestamp, yes: bool, as_json: bool) -> anyhow::Result<Exit> {
     if !yes {
         let account =
             client.account().map_or_else(|| "the key's account".to_owned(), |account| format!("account {account}"));

@@ -16,12 +16,12 @@ use super::DECISIONS;
 use super::lines::Lines;
 use super::progress::{Progress, size};
 use super::retry::Retry;
-use crate::client::{Client, ClientError, Download, Query, runtime};
+use crate::client::{Connection, ConnectionError, Download, Query, runtime};
 use crate::new_file::NewFile;
 use crate::out;
 
 pub(super) struct Export<'c> {
-    pub(super) client: &'c Client,
+    pub(super) client: &'c Connection,
     pub(super) from: Option<Timestamp>,
     pub(super) to: Option<Timestamp>,
     /// The export fails if no new line arrives for this long.
@@ -135,7 +135,7 @@ struct Part<'e> {
 enum Outcome {
     Complete,
     PipeClosed,
-    Failed(ClientError),
+    Failed(ConnectionError),
 }
 
 impl Part<'_> {
@@ -192,12 +192,12 @@ fn write(output: &mut Output, lines: &[u8], count: &mut Count) -> anyhow::Result
 }
 
 /// Whether the server knows `after`, but the decision is gone.
-fn is_gone(error: &ClientError) -> bool {
+fn is_gone(error: &ConnectionError) -> bool {
     error.is_about("after")
-        && matches!(error, ClientError::Refused { message, .. } if !message.contains("is not known to this call"))
+        && matches!(error, ConnectionError::Refused { message, .. } if !message.contains("is not known to this call"))
 }
 
-fn final_error(error: ClientError, start: Start) -> anyhow::Error {
+fn final_error(error: ConnectionError, start: Start) -> anyhow::Error {
     let Start::After(after) = start else { return error.into() };
     let why = if error.is_about("after") {
         format!(

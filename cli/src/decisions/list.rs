@@ -7,13 +7,19 @@ use stage0_contract::Page;
 
 use super::DECISIONS;
 use super::record::{HEADINGS, SHRINKABLE, VERDICT, cells};
-use crate::client::{Client, Limit, Query, block_on, parse};
+use crate::client::{Connection, Limit, Query, block_on, parse};
 use crate::out::{self, Terminal};
 use crate::table::Table;
 
 const PAGE_SIZE: u32 = 1_000;
 
-pub(super) fn list(client: &Client, query: Query, limit: u32, oldest_first: bool, as_json: bool) -> anyhow::Result<()> {
+pub(super) fn list(
+    client: &Connection,
+    query: Query,
+    limit: u32,
+    oldest_first: bool,
+    as_json: bool,
+) -> anyhow::Result<()> {
     // Older gateways know no order, and their lists begin with the oldest.
     let query = query.with("order", (!oldest_first).then_some("desc"));
     let limits = Limit { items: limit, per_page: PAGE_SIZE };

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::client::ClientError;
+use crate::client::ConnectionError;
 
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ impl Retry {
     }
 
     /// The delay before the next attempt; `None` if there is no further attempt.
-    pub(super) fn after(&mut self, error: &ClientError, now: Instant) -> Option<Duration> {
+    pub(super) fn after(&mut self, error: &ConnectionError, now: Instant) -> Option<Duration> {
         let delay = match error.retry_after() {
             Some(named) => named.max(MIN_RETRY_DELAY),
             None if self.has_answered && error.is_retryable() => {
@@ -54,13 +54,13 @@ impl Retry {
 mod tests {
     use super::*;
 
-    fn broken() -> ClientError {
-        ClientError::Broken { url: "https://h".parse().unwrap(), why: "cut".to_owned() }
+    fn broken() -> ConnectionError {
+        ConnectionError::Broken { url: "https://h".parse().unwrap(), why: "cut".to_owned() }
     }
 
-    fn refused(status: u16, retry_after: Option<u64>) -> ClientError {
+    fn refused(status: u16, retry_after: Option<u64>) -> ConnectionError {
         let retry_after = retry_after.map(Duration::from_secs);
-        ClientError::Refused { status, message: String::new(), request_id: None, fields: Vec::new(), retry_after }
+        ConnectionError::Refused { status, message: String::new(), request_id: None, fields: Vec::new(), retry_after }
     }
 
     #[test]
@@ -93,7 +93,7 @@ mod tests {
         let mut retry = Retry::new(Duration::from_secs(60), start);
         assert_eq!(retry.after(&broken(), start), None);
         retry.answered();
-        for final_one in [refused(401, None), refused(403, Some(1)), refused(422, None), ClientError::UnusableKey] {
+        for final_one in [refused(401, None), refused(403, Some(1)), refused(422, None), ConnectionError::UnusableKey] {
             assert_eq!(retry.after(&final_one, start), None);
         }
         assert!(retry.after(&refused(502, None), start).is_some(), "a balancer without a gateway");

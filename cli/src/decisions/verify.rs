@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::retry::Retry;
 use super::{DECISIONS, WALK_TIMEOUT, connect, offline, signing_keys};
 use crate::args::decisions::Verify;
-use crate::client::{Client, Query, runtime};
+use crate::client::{Connection, Query, runtime};
 use crate::decision::wire_word;
 use crate::exit::Exit;
 use crate::out::{self, plain};
@@ -44,7 +44,7 @@ pub(super) fn verify(args: &Verify, settings: &ClientSettings, now: Timestamp) -
     Ok(if report.ok { Exit::Done } else { Exit::Failed })
 }
 
-fn on_server(client: &Client, query: &Query, timeout: Duration, mut progress: Progress) -> anyhow::Result<Report> {
+fn on_server(client: &Connection, query: &Query, timeout: Duration, mut progress: Progress) -> anyhow::Result<Report> {
     let runtime = runtime()?;
     let begun = Instant::now();
     let mut retry = Retry::new(timeout, begun);

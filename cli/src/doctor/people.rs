@@ -8,7 +8,7 @@ use serde_json::json;
 use stage0_contract::{Approval, Member, MemberStatus, Page, Requirement, Scope};
 
 use super::{Finding, report};
-use crate::client::{Client, ClientError, Credential, Limit, Query, Target, block_on};
+use crate::client::{Connection, ConnectionError, Credential, Limit, Query, block_on, target};
 use crate::exit::{Exit, ended};
 use crate::members;
 use crate::settings::client::ClientSettings;
@@ -26,10 +26,11 @@ pub(crate) fn account(settings: &ClientSettings, as_json: bool) -> Exit {
 }
 
 fn examine(settings: &ClientSettings) -> anyhow::Result<Vec<Finding>> {
-    let client = Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?;
-    let members: Result<Page<Member>, ClientError> = members::all(&client, None);
+    let client = Connection::new(target(settings, Credential::Account)?, settings.timeout)?;
+    let members: Result<Page<Member>, ConnectionError> = members::all(&client, None);
     let query = Query::default().with("status", Some("pending"));
-    let pending: Result<Page<Approval>, ClientError> = block_on(client.list(&APPROVALS, &query, Some(MAX_APPROVALS)));
+    let pending: Result<Page<Approval>, ConnectionError> =
+        block_on(client.list(&APPROVALS, &query, Some(MAX_APPROVALS)));
     let mut findings = Vec::new();
     let members = match readable(members)? {
         Some(members) => {
@@ -55,9 +56,9 @@ fn examine(settings: &ClientSettings) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// `None` if the key lacks the scope.
-fn readable<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+fn readable<T>(answer: Result<T, ConnectionError>) -> Result<Option<T>, ConnectionError> {
     match answer {
-        Err(ClientError::Refused { status: 403, .. }) => Ok(None),
+        Err(ConnectionError::Refused { status: 403, .. }) => Ok(None),
         answer => answer.map(Some),
     }
 }

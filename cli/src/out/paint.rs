@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use unicode_width::UnicodeWidthStr as _;
 
-use super::{LineBreaks, escaped};
+use super::escaped;
 
 const RESET: &str = "\u{1b}[0m";
 /// Black on magenta: no other text has it.
@@ -63,7 +63,7 @@ impl Painted {
 
     /// Appends text without colours; line breaks are kept.
     pub(crate) fn push(&mut self, text: &str) {
-        let text = escaped(text, LineBreaks::Keep);
+        let text = escaped(text);
         self.column = match text.rsplit_once('\n') {
             Some((_, last)) => last.width(),
             None => self.column + text.width(),

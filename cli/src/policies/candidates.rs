@@ -12,7 +12,7 @@ use super::next::quoted;
 use super::{POLICIES, connect, in_force, resolve, show, told};
 use crate::args::policies::OfAccount;
 use crate::args::policies::trials::{CandidatesArgs, ShadowArgs, TrialPlace, WithdrawArgs};
-use crate::client::{Client, ClientError, Credential, Query, Target, parse};
+use crate::client::{Connection, ConnectionError, Credential, Query, parse, target};
 use crate::keys::set;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
@@ -36,7 +36,7 @@ pub(super) async fn withdraw(WithdrawArgs { place }: &WithdrawArgs, settings: &C
     let [v1, policies] = POLICIES;
     let body = body_of(place, &client);
     let path = [v1, policies, "withdraw"];
-    let answer: Result<Value, ClientError> = client.call(Method::POST, &path, &[], Some(&body)).await;
+    let answer: Result<Value, ConnectionError> = client.call(Method::POST, &path, &[], Some(&body)).await;
     match answer {
         Ok(answer) => shown(&answer, place.json, &client),
         Err(error) => Err(elsewhere(error, place, &client).await),
@@ -44,8 +44,8 @@ pub(super) async fn withdraw(WithdrawArgs { place }: &WithdrawArgs, settings: &C
 }
 
 /// The refusal, with where something is tried if nothing is tried at this place.
-async fn elsewhere(error: ClientError, place: &TrialPlace, client: &Client) -> anyhow::Error {
-    let is_conflict = matches!(error, ClientError::Refused { status: 409, .. });
+async fn elsewhere(error: ConnectionError, place: &TrialPlace, client: &Connection) -> anyhow::Error {
+    let is_conflict = matches!(error, ConnectionError::Refused { status: 409, .. });
     let error = anyhow::Error::new(error);
     if !is_conflict {
         return error;
@@ -84,7 +84,7 @@ fn tried_elsewhere(environment: Option<&str>, candidates: &[PolicyCandidate]) ->
 pub(super) async fn list(args: &CandidatesArgs, settings: &ClientSettings) -> anyhow::Result<()> {
     // What differs is shown to keys of the account alone, so its own key goes before the operator's.
     let credential = if args.account.is_some() { Credential::AccountOrOperator } else { Credential::Account };
-    let client = Client::new(Target::find(settings, credential)?, settings.timeout)?;
+    let client = Connection::new(target(settings, credential)?, settings.timeout)?;
     let [v1, policies] = POLICIES;
     let account = args.account.as_ref().or(client.account());
     let query = Query::default().with("account", account).with("ended", args.ended.then_some(true));
@@ -110,7 +110,7 @@ pub(super) async fn list(args: &CandidatesArgs, settings: &ClientSettings) -> an
     Ok(())
 }
 
-fn body_of(place: &TrialPlace, client: &Client) -> Value {
+fn body_of(place: &TrialPlace, client: &Connection) -> Value {
     let TrialPlace { environment, reason, account, .. } = place;
     let mut body = json!({});
     set(&mut body, "account", account.as_ref().or(client.account()).map(AccountId::as_str));
@@ -119,7 +119,7 @@ fn body_of(place: &TrialPlace, client: &Client) -> Value {
     body
 }
 
-fn shown(answer: &Value, as_json: bool, client: &Client) -> anyhow::Result<()> {
+fn shown(answer: &Value, as_json: bool, client: &Connection) -> anyhow::Result<()> {
     if as_json { out::json(answer) } else { told(answer, client) }
 }
 

@@ -12,7 +12,7 @@ use stage0_contract::{
 use super::next::{accepting, other_key, quoted};
 use super::{POLICIES, connect, replay, resolve, whose};
 use crate::args::policies::{ActivateArgs, CompareArgs, OfAccount, PlaceArgs};
-use crate::client::{Client, ClientError, Query, parse};
+use crate::client::{Connection, ConnectionError, Query, parse};
 use crate::exit::Exit;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
@@ -45,13 +45,13 @@ pub(super) async fn compare(args: &CompareArgs, settings: &ClientSettings) -> an
     Ok(if comparison.flips > 0 && !allow_looser { Exit::Failed } else { Exit::Done })
 }
 
-fn place(of: &OfAccount, client: &Client, environment: Option<&str>, floor: bool) -> Query {
+fn place(of: &OfAccount, client: &Connection, environment: Option<&str>, floor: bool) -> Query {
     // The floor is of every account.
     let query = if floor { Query::default() } else { whose(of, client) };
     query.with("environment", environment).with("floor", floor.then_some(true))
 }
 
-async fn fetch(client: &Client, version: &PolicyVersion, query: &Query) -> Result<Value, ClientError> {
+async fn fetch(client: &Connection, version: &PolicyVersion, query: &Query) -> Result<Value, ConnectionError> {
     let [v1, policies] = POLICIES;
     client.call(Method::GET, &[v1, policies, version.as_str(), "diff"], &query.pairs(), None).await
 }
@@ -64,8 +64,8 @@ pub(super) struct Looser {
     pub(super) replayed_until: Option<Timestamp>,
 }
 
-pub(super) fn looser(error: &ClientError) -> Option<Looser> {
-    let ClientError::Refused { status: 409, message, .. } = error else { return None };
+pub(super) fn looser(error: &ConnectionError) -> Option<Looser> {
+    let ConnectionError::Refused { status: 409, message, .. } = error else { return None };
     let (_, number) = message.split_once(ACCEPT)?;
     let flips = number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
     let until = message.split_once(REPLAYED).and_then(|(_, until)| {
@@ -77,11 +77,11 @@ pub(super) fn looser(error: &ClientError) -> Option<Looser> {
 
 /// Shows what is looser, and the command that accepts it.
 pub(super) async fn refused(
-    client: &Client,
+    client: &Connection,
     version: &PolicyVersion,
     args: &ActivateArgs,
     looser: Looser,
-    error: ClientError,
+    error: ConnectionError,
     settings: &ClientSettings,
 ) -> anyhow::Result<Exit> {
     let PlaceArgs { environment, floor, of, .. } = &args.place;
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn only_a_refusal_that_can_be_accepted_is_shown_with_a_command() {
-        let refused = |status, message: &str| ClientError::Refused {
+        let refused = |status, message: &str| ConnectionError::Refused {
             status,
             message: message.to_owned(),
             request_id: None,

@@ -11,7 +11,7 @@ use super::candidates::returns;
 use super::next::other_key;
 use super::{PAGE_SIZE, POLICIES, connect, show};
 use crate::args::policies::proposals::{DecideArgs, DenyArgs, ProposalsArgs};
-use crate::client::{Client, Limit, Query, parse};
+use crate::client::{Connection, Limit, Query, parse};
 use crate::keys::set;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
@@ -77,7 +77,7 @@ pub(super) async fn cancel(args: &DecideArgs, settings: &ClientSettings) -> anyh
     ended(&decide(&client, &args.id, "cancel", args.reason.as_deref()).await?, args.json)
 }
 
-async fn decide(client: &Client, id: &ProposalId, what: &str, reason: Option<&str>) -> anyhow::Result<Value> {
+async fn decide(client: &Connection, id: &ProposalId, what: &str, reason: Option<&str>) -> anyhow::Result<Value> {
     let [v1, policies] = POLICIES;
     let mut body = json!({});
     set(&mut body, "reason", reason);

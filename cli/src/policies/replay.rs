@@ -10,7 +10,7 @@ use super::compare::COMPARE_TIMEOUT;
 use super::{POLICIES, resolve};
 use crate::args::policies::OfAccount;
 use crate::args::policies::trials::ReplayArgs;
-use crate::client::{Client, ClientError, Credential, Query, Target, parse};
+use crate::client::{Connection, ConnectionError, Credential, Query, parse, target};
 use crate::exit::Exit;
 use crate::out;
 use crate::settings::client::ClientSettings;
@@ -19,8 +19,8 @@ use crate::table::{Table, fields, seconds};
 pub(super) async fn replay(args: &ReplayArgs, settings: &ClientSettings) -> anyhow::Result<Exit> {
     let ReplayArgs { version, environment, from, until, gate, limit, allow_looser, json } = args;
     // The operator reads no decisions, and so replays none.
-    let target = Target::find(settings, Credential::Account)?;
-    let client = Client::new(target, settings.timeout_or(COMPARE_TIMEOUT))?;
+    let target = target(settings, Credential::Account)?;
+    let client = Connection::new(target, settings.timeout_or(COMPARE_TIMEOUT))?;
     let of = OfAccount { account: None, all_accounts: false, json: *json };
     let version = match resolve(&client, version, &of).await {
         Ok(version) => version,
@@ -50,19 +50,19 @@ pub(super) async fn replay(args: &ReplayArgs, settings: &ClientSettings) -> anyh
 }
 
 /// Whether the server lets this key replay nothing at all; none: it does.
-async fn refused(client: &Client, wanted: &str) -> Option<anyhow::Error> {
+async fn refused(client: &Connection, wanted: &str) -> Option<anyhow::Error> {
     let [v1, policies] = POLICIES;
     let path = [v1, policies, wanted, "replay"];
-    let asked: Result<Value, ClientError> = client.call(Method::GET, &path, &[("limit", "1")], None).await;
+    let asked: Result<Value, ConnectionError> = client.call(Method::GET, &path, &[("limit", "1")], None).await;
     asked.err().filter(is_denied).map(denied)
 }
 
-fn is_denied(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused { status: 403, .. })
+fn is_denied(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::Refused { status: 403, .. })
 }
 
 /// An operator's key, or one of the account that lacks the scope.
-fn denied(error: ClientError) -> anyhow::Error {
+fn denied(error: ConnectionError) -> anyhow::Error {
     let is_denied = is_denied(&error);
     let error = anyhow::Error::new(error);
     if !is_denied {
@@ -92,7 +92,11 @@ fn nothing(PolicyReplay { decisions, replayed, not_replayed, .. }: &PolicyReplay
     Some(told.join("; "))
 }
 
-pub(super) async fn fetch(client: &Client, version: &PolicyVersion, query: &Query) -> Result<Value, ClientError> {
+pub(super) async fn fetch(
+    client: &Connection,
+    version: &PolicyVersion,
+    query: &Query,
+) -> Result<Value, ConnectionError> {
     let [v1, policies] = POLICIES;
     client.call(Method::GET, &[v1, policies, version.as_str(), "replay"], &query.pairs(), None).await
 }
@@ -203,7 +207,7 @@ mod tests {
 
     #[test]
     fn only_a_missing_right_is_explained_with_the_key_that_a_replay_needs() {
-        let error = |status| ClientError::Refused {
+        let error = |status| ConnectionError::Refused {
             status,
             message: "the key needs the scope `policies:manage`".to_owned(),
             request_id: None,

@@ -51,9 +51,15 @@ impl Event {
             }
             Some(LineType::StopStarted) => ("stop", about("started", &data, "stop_id")),
             Some(LineType::StopEnded) => ("stop", about("ended", &data, "stop_id")),
-            // Further types belong to approvals and grants: `approval.requested`, for example.
+            Some(LineType::DecisionOutcome) => {
+                let status = data.get("details").map_or_else(|| "-".to_owned(), |details| text(details, "status"));
+                ("outcome", about(&status, &data, "request_id"))
+            }
+            Some(LineType::GuardSilent) => ("guard", about("silent", &data, "guard_id")),
+            // Further types: `approval.requested` or `policy.activated`, for example.
             Some(_) => {
-                ("approval", about(kind.split_once('.').map_or(&*kind, |(_, word)| word), &data, subject(&data)))
+                let (word, happened) = kind.split_once('.').unwrap_or(("other", &kind));
+                (word, about(happened, &data, subject(&data)))
             }
             None if kind == TEST_TYPE => ("test", text(&data, "event")),
             None => ("other", short(&kind)),

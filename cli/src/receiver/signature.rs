@@ -11,8 +11,8 @@ use std::time::Duration;
 use actix_web::http::header::HeaderMap;
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap as LibraryHeaders, HeaderValue};
-use stage0_backplane::check_secret_file;
 use stage0_contract::WebhookSecret;
+use stage0_secret_file::check_secret_file;
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
 
 const MAX_FILE_BYTES: u64 = 64 * 1024;

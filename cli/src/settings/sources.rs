@@ -6,8 +6,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use stage0_backplane::check_secret_file;
 use stage0_runtime::settings::{Given, Mistake, Places, Reader, Setting};
+use stage0_secret_file::check_secret_file;
 
 use super::{CommandKind, all, in_order, unknown};
 

@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use reqwest::Method;
 use serde_json::{Value, json};
+use stage0_client::Target;
+use stage0_client::target::read_key;
 use stage0_contract::{Account, AccountId, ApiKey, KeyCreated, Page, Usage, Webhook, WebhookCreated};
 use tokio::runtime::Runtime;
 
 use super::CA_FILE;
 use crate::args::VERSION;
 use crate::args::stack::OpenArgs;
-use crate::client::{Client, ClientError, Target, read_key, runtime};
+use crate::client::{Connection, ConnectionError, runtime};
 use crate::dev::access::workload_scopes;
 use crate::dev::banner::ACTION;
-use crate::dev_file::{API_KEY_FILE, DevFile, OPERATOR_KEY_FILE};
+use crate::dev_file::{self, API_KEY_FILE, DevFile, OPERATOR_KEY_FILE};
 use crate::{files, out};
 
 const ACCOUNT_NAME: &str = "demo";
@@ -45,7 +47,7 @@ impl StackOpen {
     }
 
     /// Makes sure that an enabled endpoint for the receiver exists and that the receiver has its secret.
-    fn ensure_webhook(&self, runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
+    fn ensure_webhook(&self, runtime: &Runtime, client: &Connection) -> anyhow::Result<()> {
         let path = ["v1", "webhooks"];
         let list: Page<Webhook> = runtime.block_on(client.call(Method::GET, &path, &[("limit", PAGE_LIMIT)], None))?;
         let existing = list.items.iter().find(|webhook| webhook.url.as_str() == self.0.endpoint.as_str());
@@ -69,7 +71,7 @@ impl StackOpen {
         files::replace(&self.0.secret, &format!("{}\n", created.secret.expose()))
     }
 
-    fn client(&self, key: ApiKey, account: Option<AccountId>) -> Result<Client, ClientError> {
+    fn client(&self, key: ApiKey, account: Option<AccountId>) -> Result<Connection, ConnectionError> {
         let target = Target {
             url: self.0.url.clone(),
             ca: Some(self.0.dir.join(CA_FILE)),
@@ -77,7 +79,7 @@ impl StackOpen {
             key_origin: None,
             account,
         };
-        Client::new(target, REQUEST_TIMEOUT)
+        Connection::new(target, REQUEST_TIMEOUT)
     }
 
     fn stored_key(&self, runtime: &Runtime) -> anyhow::Result<Option<(AccountId, ApiKey)>> {
@@ -86,7 +88,7 @@ impl StackOpen {
         let client = self.client(dev.api_key.clone(), Some(dev.account.clone()))?;
         match runtime.block_on(client.call::<Usage>(Method::GET, &["usage"], &[], None)) {
             Ok(_) => Ok(Some((dev.account, dev.api_key))),
-            Err(ClientError::Refused { status: 401, .. }) => Ok(None),
+            Err(ConnectionError::Refused { status: 401, .. }) => Ok(None),
             Err(error) => Err(error).context("cannot check the key of an earlier start"),
         }
     }
@@ -102,11 +104,11 @@ impl StackOpen {
         };
         files::replace(&self.0.dir.join(API_KEY_FILE), &format!("{}\n", api_key.expose()))?;
         files::replace(&self.0.dir.join(OPERATOR_KEY_FILE), &format!("{}\n", operator_key.expose()))?;
-        dev.write(&self.0.dir)
+        dev_file::write(&dev, &self.0.dir)
     }
 }
 
-fn wait_until_ready(runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
+fn wait_until_ready(runtime: &Runtime, client: &Connection) -> anyhow::Result<()> {
     let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         let answer = runtime.block_on(client.call::<Value>(Method::GET, &["readyz"], &[], None));
@@ -119,7 +121,7 @@ fn wait_until_ready(runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
 }
 
 /// Creates a key in the account `demo`, which is created if it is missing.
-fn create_key(runtime: &Runtime, operator: &Client) -> anyhow::Result<(AccountId, ApiKey)> {
+fn create_key(runtime: &Runtime, operator: &Connection) -> anyhow::Result<(AccountId, ApiKey)> {
     let path = ["v1", "accounts"];
     let list = runtime.block_on(operator.call(Method::GET, &path, &[("limit", PAGE_LIMIT)], None));
     let list: Page<Account> = list.context("cannot list accounts")?;

@@ -1,4 +1,4 @@
-//! Why an exchange with a server failed, in words that say what to do next.
+//! Why an exchange with a server failed.
 //!
 //! A server's error message is quoted with its request id, after control characters were escaped.
 
@@ -9,39 +9,37 @@ use std::time::Duration;
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{StatusCode, Url};
-use stage0_contract::ErrorBody;
+use stage0_contract::{ErrorBody, FieldError};
 
-use crate::out::plain;
+use crate::target::TargetError;
+use crate::text::plain;
 
+/// Why there is no usable answer. No variant holds a key.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClientError {
-    #[error("no server: start `stage0 dev`, or name one with --url (there is no `{0}`)")]
-    NoServer(PathBuf),
-    #[error("no key for `{0}`: give --key-file FILE or the variable STAGE0_API_KEY, or name another server with --url")]
-    NoKey(Url),
-    #[error("no key for `{0}`: give --key-file FILE, or --data-dir DIR with the keystore's `operator.key`")]
-    NoOperatorKey(Url),
+#[expect(missing_docs, reason = "the texts say what is wrong")]
+pub enum ConnectionError {
+    #[error(transparent)]
+    Target(#[from] TargetError),
     #[error("the key cannot be sent: it holds characters that no key has")]
     UnusableKey,
-    /// A local file cannot be used. The source never quotes its content, which may be a key.
-    #[error("cannot use `{path}`")]
-    File { path: PathBuf, source: Box<dyn Error + Send + Sync> },
-    #[error("cannot use the CA file `{path}`")]
-    Ca { path: PathBuf, source: Box<dyn Error + Send + Sync> },
+    #[error("cannot use the CA file `{path}`: {why}")]
+    Ca { path: PathBuf, why: String },
     #[error("cannot reach `{url}`: {why}")]
     Unreachable { url: Url, why: String },
-    #[error("`{url}` is not trusted: {why} (--ca FILE names an authority to trust)")]
+    #[error("`{url}` is not trusted: {why}")]
     NotTrusted { url: Url, why: String },
     #[error("the answer of `{url}` broke off: {why}")]
     Broken { url: Url, why: String },
-    #[error("`{url}` did not answer in time (--timeout)")]
+    #[error("`{url}` did not answer in time")]
     Timeout { url: Url },
+    /// The server answered with an error.
     #[error("the server answers {status}: {message}{}", in_request(.request_id))]
     Refused {
         status: u16,
         message: String,
         request_id: Option<String>,
-        fields: Vec<String>,
+        /// The members of the request that are wrong, on 422.
+        fields: Vec<FieldError>,
         retry_after: Option<Duration>,
     },
     #[error("the answer cannot be read: {0}")]
@@ -54,7 +52,7 @@ fn in_request(id: &Option<String>) -> String {
     id.as_ref().map_or_else(String::new, |id| format!(" (request {id})"))
 }
 
-impl ClientError {
+impl ConnectionError {
     pub(super) fn from_http(error: &reqwest::Error, url: &Url) -> Self {
         let url = url.clone();
         let why = innermost(error);
@@ -67,15 +65,13 @@ impl ClientError {
         }
     }
 
-    pub(crate) fn is_retryable(&self) -> bool {
+    /// Whether the same exchange may succeed later.
+    pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Broken { .. } | Self::Timeout { .. } => true,
             Self::Refused { status, .. } => *status == 429 || *status >= 500,
-            Self::NoServer(_)
-            | Self::NoKey(_)
-            | Self::NoOperatorKey(_)
+            Self::Target(_)
             | Self::UnusableKey
-            | Self::File { .. }
             | Self::Ca { .. }
             | Self::NotTrusted { .. }
             | Self::Unreadable(_)
@@ -83,11 +79,13 @@ impl ClientError {
         }
     }
 
-    pub(crate) fn is_about(&self, field: &str) -> bool {
-        matches!(self, Self::Refused { status: 422, fields, .. } if fields.iter().any(|wrong| wrong == field))
+    /// Whether the server refused this member of the request.
+    pub fn is_about(&self, field: &str) -> bool {
+        matches!(self, Self::Refused { status: 422, fields, .. } if fields.iter().any(|wrong| wrong.path == field))
     }
 
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
+    /// How long the server asks to wait, on 429 and 503.
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { status: 429 | 503, retry_after, .. } => *retry_after,
             _ => None,
@@ -95,25 +93,34 @@ impl ClientError {
     }
 
     /// An error response; its message is quoted only if the body has the contract's form.
-    pub(super) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let retry_after = retry_after.map(Duration::from_secs);
+    pub(crate) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let reason = status.canonical_reason().unwrap_or("an answer that is not of the contract");
         let body = serde_json::from_slice::<ErrorBody>(body).ok();
         Self::Refused {
             status: status.as_u16(),
             message: body.as_ref().map_or_else(|| reason.to_owned(), |body| plain(&body.message)),
             request_id: body.as_ref().map(|body| plain(&body.request_id)),
-            fields: body.into_iter().flat_map(|body| body.errors).map(|error| error.path).collect(),
-            retry_after,
+            fields: body.iter().flat_map(|body| &body.errors).map(plain_field).collect(),
+            retry_after: retry_after(headers),
         }
     }
+}
+
+/// In whole seconds; the other form, a date, is not used by Stage0.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn plain_field(error: &FieldError) -> FieldError {
+    FieldError { path: plain(&error.path), message: plain(&error.message) }
 }
 
 fn certificate_fault(fault: &rustls::CertificateError) -> String {
     use rustls::CertificateError as Fault;
     match fault {
-        Fault::UnknownIssuer => "its certificate is not signed by a trusted authority".to_owned(),
+        // A bad signature: an authority of the same name has signed it, such as that of another `stage0 dev`.
+        Fault::UnknownIssuer | Fault::BadSignature => "its certificate is not signed by a trusted authority".to_owned(),
         Fault::Expired | Fault::ExpiredContext { .. } => "its certificate has expired".to_owned(),
         Fault::NotValidForName | Fault::NotValidForNameContext { .. } => {
             "its certificate is for another name".to_owned()
@@ -123,7 +130,7 @@ fn certificate_fault(fault: &rustls::CertificateError) -> String {
 }
 
 /// Finds the TLS library's error, which an I/O error wraps without naming it as its source.
-pub(crate) fn tls_fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+pub fn tls_fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -152,13 +159,13 @@ mod tests {
     fn an_error_response_is_shown_with_its_message_and_request_id() {
         let body = br#"{"message":"the key lacks the scope `check`","error":"scope_missing",
             "detail":{"detail":"x","request_id":"r-1"},"request_id":"r-1"}"#;
-        let error = ClientError::refused(StatusCode::FORBIDDEN, &HeaderMap::new(), body);
+        let error = ConnectionError::refused(StatusCode::FORBIDDEN, &HeaderMap::new(), body);
         assert_eq!(error.to_string(), "the server answers 403: the key lacks the scope `check` (request r-1)");
     }
 
     #[test]
     fn an_error_page_of_another_server_is_not_quoted() {
-        let error = ClientError::refused(StatusCode::BAD_GATEWAY, &HeaderMap::new(), b"<html>\x1b[2J");
+        let error = ConnectionError::refused(StatusCode::BAD_GATEWAY, &HeaderMap::new(), b"<html>\x1b[2J");
         assert_eq!(error.to_string(), "the server answers 502: Bad Gateway");
     }
 
@@ -166,13 +173,13 @@ mod tests {
     fn retry_after_is_taken_from_429_and_503_only() {
         let seconds = |status, text: &'static str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, reqwest::header::HeaderValue::from_static(text))]);
-            ClientError::refused(status, &headers, b"").retry_after().map(|wait| wait.as_secs())
+            ConnectionError::refused(status, &headers, b"").retry_after().map(|wait| wait.as_secs())
         };
         assert_eq!(seconds(StatusCode::TOO_MANY_REQUESTS, "7"), Some(7));
         assert_eq!(seconds(StatusCode::SERVICE_UNAVAILABLE, "1"), Some(1));
         assert_eq!(seconds(StatusCode::TOO_MANY_REQUESTS, "Fri, 31 Dec 1999 23:59:59 GMT"), None);
         assert_eq!(seconds(StatusCode::FORBIDDEN, "7"), None);
-        let none = ClientError::refused(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), b"");
+        let none = ConnectionError::refused(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), b"");
         assert_eq!(none.retry_after(), None);
     }
 
