@@ -10,6 +10,7 @@ use stage0_contract::{ApprovalMode, ApprovalTerms, EvaluateRequest, Evaluation};
 
 pub(crate) use terms::{DAY, Terms, group, joined, quorum, within_seconds};
 
+use crate::decision::OutcomeHold;
 use crate::facts::RunFacts;
 
 /// What people decided here about this very action.
@@ -37,6 +38,8 @@ pub struct Answer {
     pub terms: Option<ApprovalTerms>,
     /// Whether a stop covers the check. No rule was evaluated then, and the check does not count in its run.
     pub stopped: bool,
+    /// Whether it may be held up while an outcome is unknown.
+    pub hold: OutcomeHold,
 }
 
 /// Which approvals count in a decision. The default is the caller's word alone.

@@ -13,6 +13,7 @@ mod replayed;
 mod run;
 mod score;
 mod stopped;
+mod unknown;
 
 use std::collections::BTreeMap;
 
@@ -28,6 +29,7 @@ pub(crate) use replayed::{Replay, replayed};
 pub(crate) use stopped::stopped;
 
 pub use deciding::deciding_issue;
+pub use unknown::OutcomeHold;
 
 use about::Context;
 use details::details;

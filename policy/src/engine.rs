@@ -16,7 +16,7 @@ use stage0_contract::{
 };
 
 use crate::approval::{Answer, Approvals, HeldApproval};
-use crate::decision;
+use crate::decision::{self, OutcomeHold};
 use crate::explain::{Explanation, Proposed};
 use crate::facts::{
     Asking, Attribute, Attributes, Before, Circumstances, EvaluateError, FactValue, Facts, Groups, NamedCaller,
@@ -140,7 +140,8 @@ impl Engine {
         limit.check()?;
         let recordable = Some(recordable);
         let evaluation = Evaluation { decision, recordable, approval_source: source, events: Vec::new() };
-        Ok(Answer { evaluation, run: facts.run, terms, stopped: stop.is_some() })
+        let hold = OutcomeHold::of(&self.pack, &facts);
+        Ok(Answer { evaluation, run: facts.run, terms, stopped: stop.is_some(), hold })
     }
 
     /// Whether a rule would object if the caller did not say that the action is approved. A rule of an organisation may
@@ -250,6 +251,12 @@ impl Engine {
     pub(crate) fn evaluate(&self, facts: &Facts) -> Outcome<'_> {
         let triggers = Triggers::of(facts);
         self.authorize(|attribute| attribute.value(facts), |trigger| triggers.contains(trigger))
+    }
+
+    /// Evaluates the rules whose trigger holds and is one of these.
+    pub(crate) fn evaluate_where(&self, facts: &Facts, is_wanted: impl Fn(Trigger) -> bool) -> Outcome<'_> {
+        let triggers = Triggers::of(facts);
+        self.authorize(|attribute| attribute.value(facts), |trigger| triggers.contains(trigger) && is_wanted(trigger))
     }
 
     /// Evaluates every rule, to prove that triggers hide none.

@@ -47,7 +47,7 @@ pub use history::{RunHistory, RunNeeds, TargetHash};
 pub use run::{Reported, RunFacts, RunSnapshot, ToolCalls};
 pub use table::{FactRow, table};
 
-pub(crate) use access::resolved_environment;
+pub(crate) use access::{are_environments_settled, is_role_settled, resolved_environment};
 pub(crate) use approval::{Status as ApprovalStatus, without_claim};
 pub(crate) use caller::{Asking, NamedCaller};
 pub(crate) use canonical::Canonical;

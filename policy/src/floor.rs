@@ -35,6 +35,7 @@ impl Answer {
             terms: terms.filter(|_| decision.verdict == Verdict::Defer),
             run: self.run.with(floor.run),
             stopped: self.stopped || floor.stopped,
+            hold: self.hold.with(floor.hold),
             evaluation: Evaluation {
                 approval_source: source.filter(|_| decision.verdict != Verdict::Deny),
                 recordable: own.recordable.zip(other.recordable).map(|(mut own, other)| {

@@ -21,6 +21,7 @@ mod floor;
 mod format;
 mod kept;
 mod lint;
+mod may_ever;
 mod pack;
 mod redaction;
 mod replay;
@@ -32,7 +33,7 @@ mod time_limit;
 mod vocabulary;
 
 pub use approval::{Answer, HeldApproval};
-pub use decision::deciding_issue;
+pub use decision::{OutcomeHold, deciding_issue};
 pub use engine::Engine;
 pub use explain::{CaseExplanation, Explanation, PartExplanation, Proposed, RuleExplanation, RuleOutcome};
 pub use facts::{

@@ -50,7 +50,7 @@ pub(crate) use approvals::{Approvals, GROUPS, groups};
 pub(crate) use cases::line_of_case;
 pub(crate) use compared::{KnownCase, Milder, WordLists, milder, milder_terms};
 pub(crate) use load::on_large_stack;
-pub(crate) use manifest::{Pro, Scores};
+pub(crate) use manifest::{Outcomes, Pro, Scores};
 pub(crate) use own_types::{OwnTypes, is_identifier};
 pub(crate) use proof::Trial;
 pub(crate) use rules::rekeyed;
@@ -71,6 +71,7 @@ pub struct Pack {
     pub(crate) windows: Windows,
     pub(crate) vocabulary: Vocabulary,
     pub(crate) approvals: Approvals,
+    pub(crate) outcomes: Outcomes,
     secrets: Arc<Detector>,
     pub(crate) rules: BTreeMap<String, Rule>,
     /// Members of `context` that the pack declares as its own.
@@ -130,7 +131,9 @@ impl Pack {
             }
         }
         let is_own = |code: &str| inheritance.as_ref().is_none_or(|inheritance| inheritance.describes(code));
-        let codes = codes::parse(files, edition, &rules, &types, is_own, &mut faults);
+        let holds_unknown = manifest.as_ref().is_some_and(|(manifest, ..)| manifest.outcomes.hold_unknown);
+        let built_in = codes::built_in(!types.custom.is_empty(), holds_unknown);
+        let codes = codes::parse(files, edition, &rules, &built_in, is_own, &mut faults);
         let has_cases = files.cases().next().is_some();
         let cases = match &inheritance {
             Some(inheritance) if !has_cases && !inheritance.needs_cases() => Some(Vec::new()),
@@ -142,8 +145,9 @@ impl Pack {
             if let (Some((manifest, windows, approvals)), Some(vocabulary)) = (&manifest, &vocabulary)
                 && faults.is_empty()
             {
-                let Manifest { scores, pro, .. } = manifest;
-                inheritance.weakenings(&Child { vocabulary, windows, scores, pro, approvals }, &mut faults);
+                let Manifest { scores, pro, outcomes, .. } = manifest;
+                let child = Child { vocabulary, windows, scores, pro, approvals, outcomes };
+                inheritance.weakenings(&child, &mut faults);
             }
         }
         match (manifest, vocabulary, secrets, codes, cases) {
@@ -169,9 +173,17 @@ impl Pack {
                     scores: manifest.scores,
                     pro: manifest.pro,
                     windows,
-                    reference: reference::of(files, &vocabulary, &codes, &rules, &approvals.terms, &types.custom),
+                    reference: reference::of(
+                        files,
+                        &vocabulary,
+                        (&codes, &built_in),
+                        &rules,
+                        &approvals.terms,
+                        &types.custom,
+                    ),
                     vocabulary,
                     approvals,
+                    outcomes: manifest.outcomes,
                     secrets: secrets.detector,
                     rules,
                     custom: types.custom,

@@ -4,6 +4,8 @@
 
 mod reads;
 
+use std::collections::BTreeSet;
+
 use cedar_policy::Policy;
 use serde::de::DeserializeOwned;
 use stage0_contract::{Effect, Escalation, IssueCode, NextAction, PolicyVersion, Severity};
@@ -41,6 +43,8 @@ pub(crate) struct Rule {
     pub(crate) terms: Terms,
     /// The facts that its conditions read.
     pub(crate) attributes: Attributes,
+    /// The members of `custom` that its conditions name; none where they read the record as a whole.
+    pub(crate) custom_members: Option<BTreeSet<String>>,
     /// The pack that it is inherited from; `None` for the pack's own rules.
     pub(crate) inherited: Option<PolicyVersion>,
     /// How many packs the pack that it is from extends.
@@ -187,7 +191,7 @@ pub(crate) fn read(
         }
         _ => {}
     }
-    let attributes = reader.attributes();
+    let (attributes, custom_members) = reader.reads().unzip();
     if policy.effect() != cedar_policy::Effect::Forbid {
         reader.wrong.push("a rule must be a `forbid`".to_owned());
     }
@@ -213,6 +217,7 @@ pub(crate) fn read(
             is_final,
             terms,
             attributes: attributes?,
+            custom_members: custom_members?,
             inherited: None,
             level: 0,
         })
@@ -347,12 +352,13 @@ impl<'a> Reader<'a> {
         Terms { approvers, quorum, within, valid_for, escalation, reason_required: reason.is_some() }
     }
 
-    fn attributes(&mut self) -> Option<Attributes> {
+    /// The facts that it reads, and the members of `custom` among them.
+    fn reads(&mut self) -> Option<(Attributes, Option<BTreeSet<String>>)> {
         let Ok(json) = self.policy.to_json() else {
             self.wrong.push("its conditions cannot be read".to_owned());
             return None;
         };
-        Some(reads::attributes(&json, self.edition, &mut self.wrong))
+        Some((reads::attributes(&json, self.edition, &mut self.wrong), reads::custom_members(&json)))
     }
 }
 

@@ -14,6 +14,7 @@ mod suite {
     mod floors;
     mod grants;
     mod growth;
+    mod held_up;
     mod hostile;
     mod judged;
     mod own_rules;

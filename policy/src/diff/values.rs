@@ -127,6 +127,7 @@ fn codes(pack: &Pack) -> Values {
     let built_in = [
         IssueCode::policy_error(),
         IssueCode::stopped(),
+        IssueCode::outcome_unknown(),
         IssueCode::approval_status_invalid(),
         IssueCode::context_required(),
     ];

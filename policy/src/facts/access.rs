@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::{Map, Value};
 use stage0_contract::{CheckRequest, FieldError, Spelling, Word, is_blank};
 
 use super::culprit::Culprit;
@@ -86,6 +87,39 @@ pub(crate) fn environment_as_written(request: &CheckRequest) -> String {
 pub(crate) fn resolved_environment(request: &CheckRequest, vocabulary: &Vocabulary) -> String {
     let sent = environment_as_written(request);
     if sent.is_empty() { sent } else { Name::of(&sent, Kind::Environment, vocabulary).canonical().to_owned() }
+}
+
+/// Whether no list of allowed environments can spell an environment of the request otherwise.
+pub(crate) fn are_environments_settled(request: &CheckRequest, vocabulary: &Vocabulary) -> bool {
+    let named = environments(request, &mut Evidence::new(request.context.as_ref()));
+    named.into_iter().all(|(_, sent)| is_settled(sent, Kind::Environment, vocabulary))
+}
+
+/// Whether no further member of `context` can name another role, and no list of required roles can spell it otherwise.
+pub(crate) fn is_role_settled(context: Option<&Map<String, Value>>, vocabulary: &Vocabulary) -> bool {
+    for name in ROLES {
+        match context.and_then(|context| context.get(name)) {
+            None => return false,
+            Some(Value::Null) => {}
+            Some(Value::String(sent)) if is_blank(sent) => {}
+            Some(Value::String(sent)) => return is_settled(sent, Kind::Role, vocabulary),
+            Some(_) => return true,
+        }
+    }
+    true
+}
+
+/// Whether a name is spelled the same on every list that has it: `pre_prod` is not, because a list may say `preProd`.
+fn is_settled(sent: &str, kind: Kind, vocabulary: &Vocabulary) -> bool {
+    if vocabulary.edition() == Edition::First {
+        return true;
+    }
+    let spelling = Spelling::of(sent);
+    // An ambiguous name is on no list.
+    let (Some(folded), Some(split)) = (spelling.folded(), spelling.split()) else { return true };
+    let names = &vocabulary.names;
+    let is_alias = || names.environment(&spelling).is_some() || !names.has_alias_of_letters(folded);
+    folded == split && !folded.contains('_') && (kind == Kind::Role || is_alias())
 }
 
 /// Every environment that the request names, by the pack's name for it; `None` stands for those that cannot be read.
@@ -189,7 +223,7 @@ mod tests {
     use super::*;
     use crate::files::Files;
     use crate::pack::Pack;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     const ROLE: &str = "required_role: platform_admin, sre";
     const ENVIRONMENT: &str = "allowed_environment: staging, pre-prod";

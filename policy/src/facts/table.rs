@@ -127,6 +127,10 @@ impl Trigger {
         rows(Row::is_trigger).find(|(_, row)| row.name == name).map(|(index, _)| Self(index))
     }
 
+    pub(crate) fn name(self) -> &'static str {
+        row(self.0).map_or("", |row| row.name)
+    }
+
     /// The trigger of this name, if packs of this edition have it.
     pub(crate) fn of_edition(name: &str, edition: Edition) -> Option<Self> {
         Self::parse(name).filter(|trigger| row(trigger.0).is_some_and(|row| row.is_known_to(edition)))

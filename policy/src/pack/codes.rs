@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use stage0_contract::{IssueCode, Severity};
 
-use super::OwnTypes;
 use crate::files::{CODES, Fault, Files};
 use crate::rule::Rule;
 use crate::vocabulary::Edition;
@@ -22,9 +21,12 @@ pub(crate) struct Meaning {
 
 pub(crate) type Codes = BTreeMap<IssueCode, Meaning>;
 
-/// The codes that no rule needs to give, with the severity and meaning of each. `has_custom`: the pack declares members
-/// of `context` of its own.
-pub(super) fn built_in(has_custom: bool) -> Vec<(IssueCode, Severity, Meaning)> {
+/// Codes that no rule needs to give, with the severity and meaning of each.
+pub(super) type BuiltIn = Vec<(IssueCode, Severity, Meaning)>;
+
+/// `has_custom`: the pack declares members of `context` of its own. `holds_unknown`: it holds up actions whose outcome
+/// is not known.
+pub(super) fn built_in(has_custom: bool, holds_unknown: bool) -> BuiltIn {
     let meaning = |meaning: &str, remedy: &str| Meaning { meaning: meaning.to_owned(), remedy: remedy.to_owned() };
     let denied = meaning("the approval of this action was refused", "Do not act. Ask the approver why it was refused.");
     let failed = meaning("a rule of the policy failed while it was evaluated", "Tell the operator of the policy.");
@@ -41,6 +43,11 @@ pub(super) fn built_in(has_custom: bool) -> Vec<(IssueCode, Severity, Meaning)> 
         (IssueCode::policy_error(), Severity::High, failed),
         (IssueCode::stopped(), Severity::Critical, stopped),
     ];
+    let open = meaning(
+        "an earlier check of the same action was allowed, and what came of it is not known",
+        "Find out what came of it, and report the outcome of the request that `details` names. Do not act before that.",
+    );
+    codes.extend(holds_unknown.then(|| (IssueCode::outcome_unknown(), Severity::High, open)));
     codes.extend(has_custom.then(|| (IssueCode::context_required(), Severity::Medium, unread)));
     codes
 }
@@ -49,7 +56,7 @@ pub(super) fn parse(
     files: &Files,
     edition: Edition,
     rules: &BTreeMap<String, Rule>,
-    own: &OwnTypes,
+    built_in: &BuiltIn,
     is_own: impl Fn(&str) -> bool,
     faults: &mut Vec<Fault>,
 ) -> Option<Codes> {
@@ -67,7 +74,6 @@ pub(super) fn parse(
     for code in given.iter().filter(|code| !codes.contains_key(code)) {
         faults.push(missing(code, rules));
     }
-    let built_in = built_in(!own.custom.is_empty());
     // The parent describes codes of rules that the pack may have left out.
     codes.retain(|code, _| is_own(code.as_str()) || given.contains(code));
     for (code, meaning) in &codes {

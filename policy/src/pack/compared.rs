@@ -116,7 +116,8 @@ pub(crate) fn milder(from: &Pack, to: &Pack, added: &WordLists) -> Milder {
     let Some(mut both) = listed_by_either(to.files(), from.files()) else { return Milder::new() };
     both.files.set(SECRETS, written(added));
     let (scores, pro): (&Scores, &Pro) = (&to.scores, &to.pro);
-    let child = Child { vocabulary: &to.vocabulary, windows: &to.windows, scores, pro, approvals: &to.approvals };
+    let (approvals, outcomes) = (&to.approvals, &to.outcomes);
+    let child = Child { vocabulary: &to.vocabulary, windows: &to.windows, scores, pro, approvals, outcomes };
     weakens::find(from, &child, &both).into_iter().map(|weaker| (weaker.file, weaker.name)).collect()
 }
 

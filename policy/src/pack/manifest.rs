@@ -1,5 +1,5 @@
-//! `pack.toml`: the pack's name and version, the numbers of its scores, its change windows, what `pro` means and what
-//! approvals need.
+//! `pack.toml`: the pack's name and version, the numbers of its scores, its change windows, what `pro` means, what
+//! approvals need and what holds while an outcome is unknown.
 //!
 //! An unknown key is a fault: a misspelt number must not silently become a default.
 
@@ -50,6 +50,16 @@ pub(crate) struct Pro {
     pub(crate) denies_from: Severity,
 }
 
+/// What the pack does with actions whose outcome is not known.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Outcomes {
+    /// An action that is not repeatable is not allowed again while nothing is known of what came of it: for workloads
+    /// whose keys declare that they report outcomes.
+    #[serde(default)]
+    pub(crate) hold_unknown: bool,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
@@ -64,6 +74,8 @@ pub(super) struct Manifest {
     windows: BTreeMap<String, WindowSpec>,
     #[serde(default)]
     approvals: RawApprovals,
+    #[serde(default)]
+    pub(super) outcomes: Outcomes,
     weakens: Option<Spanned<IgnoredAny>>,
 }
 
@@ -174,8 +186,29 @@ mod tests {
         let faults = faults(&GOOD.replace("edition = ", "wakens = "));
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert!(faults[0].contains("unknown field `wakens`"), "{faults:?}");
-        for key in ["extends", "weakens", "windows", "approvals"] {
+        for key in ["extends", "weakens", "windows", "approvals", "outcomes"] {
             assert!(faults[0].contains(&format!("`{key}`")), "{key}: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_outcomes_are_held_where_the_pack_says_so_and_nothing_else_can_be_said_of_them() {
+        let read = |more: &str| {
+            let mut faults = Vec::new();
+            let text = format!("{GOOD}\n{more}");
+            let read = parse(&Files::of([(MANIFEST, text.as_str())]), &mut faults);
+            let faults: Vec<String> = faults.iter().map(Fault::to_string).collect();
+            (read.map(|(manifest, ..)| manifest.outcomes.hold_unknown), faults)
+        };
+        assert_eq!(read(""), (Some(false), Vec::new()), "it is off unless the pack says so");
+        assert_eq!(read("[outcomes]\n"), (Some(false), Vec::new()));
+        assert_eq!(read("[outcomes]\nhold_unknown = false\n"), (Some(false), Vec::new()));
+        assert_eq!(read("[outcomes]\nhold_unknown = true\n"), (Some(true), Vec::new()));
+        for wrong in ["hold_unknwon = true", "hold_unknown = \"true\"", "hold_unknown = 1", "hold = true"] {
+            let (read, faults) = read(&format!("[outcomes]\n{wrong}\n"));
+            assert!(read.is_none() && faults.len() == 1, "{wrong}: {faults:?}");
+            let line = GOOD.lines().count() + 3;
+            assert!(faults[0].starts_with(&format!("pack.toml:{line}:")), "{faults:?}");
         }
     }
 

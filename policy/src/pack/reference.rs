@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use stage0_contract::{CONTEXT_MEMBERS, ConstraintName, IssueCode, RequestMember};
 
 use super::Pack;
-use super::codes::{Codes, built_in};
+use super::codes::{BuiltIn, Codes};
 use crate::approval::Terms;
 use crate::facts::{CustomType, CustomTypes};
 use crate::files::{CONSTRAINTS, Files};
@@ -29,7 +29,7 @@ const WORDS: [(&str, &str); 4] = [
 pub(super) fn of(
     files: &Files,
     vocabulary: &Vocabulary,
-    codes: &Codes,
+    codes: (&Codes, &BuiltIn),
     rules: &BTreeMap<String, Rule>,
     defaults: &Terms,
     custom: &CustomTypes,
@@ -55,7 +55,7 @@ pub(super) fn of(
             reference.insert(member.to_owned(), words);
         }
     }
-    reference.insert("codes".to_owned(), told(codes, rules, defaults, custom).into_iter().collect());
+    reference.insert("codes".to_owned(), told(codes, rules, defaults).into_iter().collect());
     reference
 }
 
@@ -71,13 +71,12 @@ fn forms(files: &Files, vocabulary: &Vocabulary) -> Vec<Value> {
     ConstraintName::ALL.iter().filter(known).map(form).collect()
 }
 
-fn told(codes: &Codes, rules: &BTreeMap<String, Rule>, defaults: &Terms, custom: &CustomTypes) -> Vec<Value> {
-    let built_in = built_in(!custom.is_empty());
+fn told((codes, built_in): (&Codes, &BuiltIn), rules: &BTreeMap<String, Rule>, defaults: &Terms) -> Vec<Value> {
     let mut by_code: BTreeMap<&IssueCode, Vec<&Rule>> = BTreeMap::new();
     for rule in rules.values() {
         by_code.entry(&rule.code).or_default().push(rule);
     }
-    for (code, ..) in &built_in {
+    for (code, ..) in built_in {
         by_code.entry(code).or_default();
     }
     let told = |(code, rules): (&IssueCode, Vec<&Rule>)| {

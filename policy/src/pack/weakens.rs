@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use stage0_contract::is_blank;
 use toml::Spanned;
 
-use super::manifest::{Pro, Scores};
+use super::manifest::{Outcomes, Pro, Scores};
 use super::merge::{Merged, Word};
 use super::{Approvals, Pack};
 use crate::files::{Fault, Files, MANIFEST, line_of, toml_fault};
@@ -59,6 +59,7 @@ pub(super) struct Child<'a> {
     pub(super) scores: &'a Scores,
     pub(super) pro: &'a Pro,
     pub(super) approvals: &'a Approvals,
+    pub(super) outcomes: &'a Outcomes,
 }
 
 /// The list of `[weakens]` that something belongs in.

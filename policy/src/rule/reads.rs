@@ -2,9 +2,11 @@
 //!
 //! INVARIANT: a rule about a run says what holds without one, and no rule passes because a fact was not told.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
-use crate::facts::{Attribute, Attributes, Group, RUN_NAMED};
+use crate::facts::{Attribute, Attributes, CUSTOM, Group, RUN_NAMED};
 use crate::vocabulary::Edition;
 
 /// Every `context.<name>` and `context has <name>` of a rule.
@@ -47,6 +49,58 @@ pub(super) fn attributes(json: &Value, edition: Edition, wrong: &mut Vec<String>
         ));
     }
     attributes
+}
+
+/// The members of `context.custom` that a policy names; none where it reads the record as a whole, as to compare it.
+pub(super) fn custom_members(json: &Value) -> Option<BTreeSet<String>> {
+    let mut members = BTreeSet::new();
+    collect_custom(json, &mut members).then_some(members)
+}
+
+/// Whether every use of the record names a member.
+fn collect_custom(json: &Value, members: &mut BTreeSet<String>) -> bool {
+    match json {
+        Value::Object(operators) => operators.iter().all(|(operator, operands)| {
+            let path = path(operands);
+            let (of_context, of_custom) = match operands.get("left") {
+                Some(left) => (is_context(left), is_custom(left)),
+                None => (false, false),
+            };
+            match path.as_slice() {
+                [member, ..] if of_custom => {
+                    members.insert((*member).to_owned());
+                    true
+                }
+                [CUSTOM, member, ..] if of_context => {
+                    members.insert((*member).to_owned());
+                    true
+                }
+                // `context has custom` holds for every request of a pack that declares members.
+                [CUSTOM] if of_context => operator == "has",
+                _ => collect_custom(operands, members),
+            }
+        }),
+        Value::Array(items) => items.iter().all(|item| collect_custom(item, members)),
+        _ => true,
+    }
+}
+
+/// What an operator names of the record on its left: one member, or a path of them.
+fn path(operands: &Value) -> Vec<&str> {
+    match operands.get("attr") {
+        Some(Value::String(name)) => vec![name],
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn is_context(json: &Value) -> bool {
+    json.get("Var").and_then(Value::as_str) == Some("context")
+}
+
+/// Whether it is `context.custom`.
+fn is_custom(json: &Value) -> bool {
+    json.get(".").is_some_and(|access| access.get("left").is_some_and(is_context) && path(access) == [CUSTOM])
 }
 
 impl Named {
@@ -110,6 +164,32 @@ mod tests {
         assert_eq!(names("context has custom.amount && context.custom.amount > 500"), ["custom"]);
         assert_eq!(names("if context.bare then true else context[\"goal_vague\"]"), ["bare", "goal_vague"]);
         assert_eq!(names("context.declared.contains(\"run_calls\")"), ["declared"]);
+    }
+
+    #[test]
+    fn members_of_custom_are_found_by_name_and_the_whole_record_is_all_of_them() {
+        let members = |condition: &str| {
+            let text = format!("forbid (principal, action, resource) when {{ {condition} }};");
+            let policy: Policy = text.parse().unwrap();
+            let members = custom_members(&policy.to_json().unwrap());
+            members.map(|members| members.into_iter().collect::<Vec<_>>().join(","))
+        };
+        let named = |names: &str| Some(names.to_owned());
+        assert_eq!(members("context.bare"), named(""));
+        assert_eq!(members("context.custom has a && context.custom.b > 500"), named("a,b"));
+        assert_eq!(members("context has custom.a && context.custom[\"b c\"]"), named("a,b c"));
+        assert_eq!(members("context has custom && context.custom.a.contains(\"custom\")"), named("a"));
+        assert_eq!(
+            members("if context.custom.a then context.custom.b else context.tools.contains(\"x\")"),
+            named("a,b")
+        );
+        for whole in [
+            "context.custom == {\"a\": 1}",
+            "context.custom has a && [context.custom].contains({\"a\": 1})",
+            "(if context.bare then context.custom else context.custom).a",
+        ] {
+            assert_eq!(members(whole), None, "{whole}");
+        }
     }
 
     #[test]

@@ -53,6 +53,11 @@ impl Names {
         self.aliases.get(folded).cloned().unwrap_or_else(|| folded.to_owned())
     }
 
+    /// Whether an alias has these letters and a `_` between them.
+    pub(crate) fn has_alias_of_letters(&self, letters: &str) -> bool {
+        self.aliases.keys().any(|alias| alias.contains('_') && alias.replace('_', "") == letters)
+    }
+
     /// The meaning of a word of approval. A word that could also be a refusal counts as a refusal.
     pub(crate) fn approval(&self, word: &Spelling) -> Option<ApprovalWord> {
         let meaning = |reading: Option<&str>| reading.and_then(|reading| self.approval.get(reading)).copied();

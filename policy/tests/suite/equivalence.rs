@@ -4,6 +4,7 @@
 //! The requests are other ones each time. A failure prints the seed: `STAGE0_SEED` repeats it.
 
 mod generate;
+mod may_ever;
 mod plain;
 mod replayed;
 

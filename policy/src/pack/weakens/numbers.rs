@@ -1,4 +1,5 @@
-//! Scores, windows and terms of approvals that are milder than the parent's.
+//! Scores, windows, terms of approvals and what holds while an outcome is unknown, where they are milder than the
+//! parent's.
 
 use stage0_contract::ApprovalTerms;
 
@@ -48,6 +49,9 @@ pub(super) fn find(parent: &Pack, child: &Child<'_>, own: &Merged) -> Vec<Weaker
     }
     if after.volatile.iter().any(|member| !before.volatile.contains(member)) {
         weaker(&["approvals", "volatile"], "has more members");
+    }
+    if parent.outcomes.hold_unknown && !child.outcomes.hold_unknown {
+        weaker(&["outcomes", "hold_unknown"], "holds less");
     }
     found
 }
