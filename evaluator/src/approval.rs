@@ -42,6 +42,7 @@ use store::{ApprovalStore, StoreError};
 
 use crate::config::RunConfig;
 use crate::metrics;
+use crate::outcomes::Outcomes;
 
 /// Timeout for the keystore's answer about people.
 const PEOPLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,6 +61,8 @@ pub(crate) struct Approvals {
     people: RefCell<HashMap<AccountId, (Instant, Rc<People>)>>,
     /// One permit per list request.
     lists: Semaphore,
+    /// What an ALLOW may have to wait for.
+    outcomes: Outcomes,
 }
 
 impl Approvals {
@@ -70,6 +73,7 @@ impl Approvals {
             notices: Arc::clone(&backplane.notices),
             people: RefCell::default(),
             lists: Semaphore::new(MAX_CONCURRENT_LISTS),
+            outcomes: Outcomes::new(Arc::clone(&backplane.state_store)),
         }
     }
 

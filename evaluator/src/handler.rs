@@ -19,8 +19,8 @@ use stage0_contract::{
     FieldError, Grant, MAX_LISTED_POLICIES, PolicyVersion, ReviewReply, ReviewRequest, VocabularyReply,
 };
 use stage0_policy::{
-    Answer, Engine, EvaluateError, HeldApproval, MAX_LOADED_RULE_BYTES, Pack, PackError, PackSet, RunNeeds,
-    RunSnapshot, TimeLimit,
+    Answer, Engine, EvaluateError, HeldApproval, MAX_LOADED_RULE_BYTES, OutcomeHold, Pack, PackError, PackSet,
+    RunNeeds, RunSnapshot, TimeLimit,
 };
 
 use crate::metrics;
@@ -50,6 +50,8 @@ pub(crate) struct Decided {
     pub(crate) stopped: bool,
     /// The approval that it was decided with.
     pub(crate) held: Option<Held>,
+    /// Whether it may be held up while an outcome is unknown.
+    pub(crate) hold: OutcomeHold,
 }
 
 impl Held {
@@ -63,13 +65,13 @@ impl Held {
 
 impl Decided {
     pub(crate) fn without(reply: EvaluateReply) -> Self {
-        Self { reply, update: None, terms: None, stopped: false, held: None }
+        Self { reply, update: None, terms: None, stopped: false, held: None, hold: OutcomeHold::default() }
     }
 }
 
 /// One thread's engines: one for each of the process's own packs, and those of published policies that it needed last.
 pub(crate) struct Handler {
-    packs: Arc<PackSet>,
+    pub(crate) packs: Arc<PackSet>,
     engines: HashMap<PolicyVersion, Rc<Engine>>,
     published: RefCell<Shares<PackId, Rc<Engine>>>,
 }
@@ -85,9 +87,9 @@ impl PackId {
 }
 
 /// The engines that decide one check.
-struct Deciding {
-    own: Rc<Engine>,
-    floor: Option<Rc<Engine>>,
+pub(crate) struct Deciding {
+    pub(crate) own: Rc<Engine>,
+    pub(crate) floor: Option<Rc<Engine>>,
 }
 
 impl Handler {
@@ -146,7 +148,7 @@ impl Handler {
 
     /// The pack that decides: the version that is active for the check, and no other; without one, one of the process's
     /// own packs.
-    fn choose<'p>(&'p self, chosen: &'p Chosen, wanted: Option<&str>) -> Result<&'p Arc<Pack>, FieldError> {
+    pub(crate) fn choose<'p>(&'p self, chosen: &'p Chosen, wanted: Option<&str>) -> Result<&'p Arc<Pack>, FieldError> {
         match &chosen.own {
             None => self.packs.choose(wanted),
             Some(pack) if wanted.is_none_or(|wanted| wanted == pack.version().as_str()) => Ok(pack),
@@ -160,7 +162,7 @@ impl Handler {
         self.deciding(pack, chosen)
     }
 
-    fn deciding(&self, pack: &Arc<Pack>, chosen: &Chosen) -> Option<Deciding> {
+    pub(crate) fn deciding(&self, pack: &Arc<Pack>, chosen: &Chosen) -> Option<Deciding> {
         let floor = match &chosen.floor {
             Some(floor) => Some(self.engine(floor, None)?),
             None => None,
@@ -313,9 +315,9 @@ fn guarded(
 ) -> Decided {
     // The engine keeps no state between requests, so a panic leaves nothing inconsistent.
     match catch_unwind(AssertUnwindSafe(decide)) {
-        Ok(Ok(Answer { evaluation, run, terms, stopped })) => {
+        Ok(Ok(Answer { evaluation, run, terms, stopped, hold })) => {
             let update = Some(RunUpdate::new(&evaluation, needs, run));
-            Decided { reply: EvaluateReply::Decided(Box::new(evaluation)), update, terms, stopped, held: None }
+            Decided { reply: EvaluateReply::Decided(Box::new(evaluation)), update, terms, stopped, held: None, hold }
         }
         Ok(Err(EvaluateError::Invalid(errors))) => Decided::without(EvaluateReply::Invalid(errors)),
         Ok(Err(EvaluateError::OutOfTime(_))) => Decided::without(EvaluateReply::TimedOut),

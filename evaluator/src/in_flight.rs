@@ -161,6 +161,13 @@ impl InFlightCheck {
         }
     }
 
+    /// It was decided by something else than rules in the end.
+    pub(crate) fn forget_decided(&self) {
+        if let Some(watched) = &self.watched {
+            watched.forget_decided();
+        }
+    }
+
     pub(crate) async fn decided(self, reply: &EvaluateReply) {
         let EvaluateRequest { request_id, account, .. } = &*self.asked.request;
         log_reply(request_id, account, reply, self.asked.since, self.chosen.is_published());

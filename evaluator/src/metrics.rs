@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use serde_json::Value;
-use stage0_contract::{ApprovalSource, ApprovalStatus, Decision, PolicyVersion};
+use stage0_contract::{ApprovalSource, ApprovalStatus, Decision, IssueCode, OutcomeStatus, PolicyVersion};
 use stage0_policy::Pack;
 
 const DECISIONS: &str = "stage0_decisions_total";
@@ -28,6 +28,8 @@ const APPROVALS_DECIDED: &str = "stage0_approvals_decided_total";
 const APPROVALS_USED: &str = "stage0_approvals_used_total";
 const APPROVALS_RELEASED: &str = "stage0_approvals_released_total";
 const APPROVALS_REFUSED: &str = "stage0_approvals_refused_total";
+const OUTCOMES_REPORTED: &str = "stage0_outcomes_reported_total";
+const GUARDS_SILENT: &str = "stage0_guards_silent_total";
 
 /// Why a check whose only missing thing is an approval gets none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +125,26 @@ pub(crate) fn describe() {
         Unit::Count,
         "Checks that only lacked an approval and neither opened, awaited nor used one, by the reason."
     );
+    describe_counter!(OUTCOMES_REPORTED, Unit::Count, "Outcomes of allowed actions that were reported, by status.");
+    describe_counter!(GUARDS_SILENT, Unit::Count, "Guards that did not report within the time that they gave.");
+}
+
+/// What came of an allowed action was reported; the same again does not count.
+pub(crate) fn outcome_reported(status: OutcomeStatus) {
+    counter!(OUTCOMES_REPORTED, "status" => status.as_str()).increment(1);
+}
+
+pub(crate) fn outcomes_failed() {
+    counter!(LEDGER_FAILURES, "by" => "outcomes").increment(1);
+}
+
+/// A guard went silent; each silence counts once.
+pub(crate) fn guard_silent() {
+    counter!(GUARDS_SILENT).increment(1);
+}
+
+pub(crate) fn guards_failed() {
+    counter!(LEDGER_FAILURES, "by" => "guards").increment(1);
 }
 
 pub(crate) fn approval_opened() {
@@ -176,6 +198,10 @@ pub(crate) fn decided(decision: &Decision, is_published: bool) {
 }
 
 fn is_of_baseline(code: &str) -> bool {
+    if code == IssueCode::OUTCOME_UNKNOWN {
+        // No rule gives it.
+        return true;
+    }
     static CODES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
         let Ok(baseline) = Pack::embedded() else { return BTreeSet::new() };
         let told = baseline.reference().get("codes").and_then(Value::as_array).into_iter().flatten();
@@ -244,7 +270,7 @@ mod tests {
     use super::*;
     use metrics_exporter_prometheus::PrometheusBuilder;
     use serde_json::json;
-    use stage0_contract::{CheckRequest, Issue, IssueCode};
+    use stage0_contract::{CheckRequest, Issue};
     use stage0_policy::Engine;
 
     fn page_of(work: impl FnOnce()) -> String {
@@ -319,6 +345,8 @@ mod tests {
             approval_used(ApprovalSource::Grant);
             approval_released();
             approval_refused(ApprovalRefused::Cap);
+            outcome_reported(OutcomeStatus::Unknown);
+            guard_silent();
         });
         for name in [
             GIVEN_UP,
@@ -334,6 +362,8 @@ mod tests {
             APPROVALS_USED,
             APPROVALS_RELEASED,
             APPROVALS_REFUSED,
+            OUTCOMES_REPORTED,
+            GUARDS_SILENT,
         ] {
             assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
         }

@@ -124,6 +124,11 @@ impl RunUpdate {
         let approved = evaluation.approval_source.is_some();
         Self { verdict: evaluation.decision.verdict, approved, needs, facts }
     }
+
+    /// That of the same check, deferred after its rules had allowed it.
+    pub(crate) fn deferred(self) -> Self {
+        Self { verdict: Verdict::Defer, approved: false, ..self }
+    }
 }
 
 impl RunState {
@@ -327,6 +332,13 @@ impl RunState {
         found.settled_micros = Some(actual_micros);
         self.spent_micros = spent;
         Ok(estimate)
+    }
+
+    /// The estimate of a check that was settled with exactly this cost.
+    pub(crate) fn settled_with(&self, request_id: RequestId, actual_micros: i64) -> Option<i64> {
+        let is_it = |allowed: &&Allowed| allowed.request_id() == request_id && !allowed.expired;
+        let found = self.allowed.iter().find(is_it)?;
+        (found.settled_micros == Some(actual_micros)).then_some(found.estimate_micros)
     }
 
     /// Extends the expiry if the run changed or if a good part of its TTL is over; returns whether it must be written.

@@ -3,6 +3,8 @@
 //! Owns the request streams and their draining: on stop no new request is received, received ones are answered, then
 //! the connection is closed. Shards share only the state store, and only checks that name a run wait for it.
 
+mod outcome_requests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +15,8 @@ use stage0_backplane::{Backplane, Event, RequestStream, ServeError, Subscription
 use stage0_contract::{
     ChangeApproval, ChangeGrant, CollectEvents, ComparePolicies, CoveredByStop, CreateGrant, EndRun, EvaluateRequest,
     EvaluatorStatus, FetchAction, ListApprovals, ListGrants, ListRuns, MAX_LISTED_POLICIES, MaskText, PolicyChanged,
-    ReadApprovalHistory, ReadCandidates, ReplayDecisions, Request, ReviewRequest, SettleEvents, SettleRun,
-    ShowApproval, ShowRun, ValidatePolicy, VocabularyRequest,
+    ProbeTools, ReadApprovalHistory, ReadCandidates, ReplayDecisions, Request, ReviewRequest, SettleRun, ShowApproval,
+    ShowRun, ValidatePolicy, VocabularyRequest,
 };
 use stage0_policy::{PackError, PackSet};
 use tokio::sync::oneshot;
@@ -27,14 +29,18 @@ use crate::checks::{self, Deciders, ShardLimits};
 use crate::compare::Comparer;
 use crate::config::RunConfig;
 use crate::engines::Engines;
+use crate::guards::Guards;
 use crate::in_flight::InFlightRequest;
+use crate::outcomes::{Outcomes, Reporting};
 use crate::preload::Preload;
+use crate::probe::Prober;
 use crate::published::{Preloading, Published, SharedPolicies};
 use crate::replay::Replayer;
 use crate::reviews;
 use crate::run::RunCoordinator;
 use crate::validate::Validator;
 use crate::worker::{Connect, ConnectError};
+use outcome_requests::{Answering, OutcomeRequests};
 
 /// Requests in flight per kind and shard; more wait in the stream.
 const MAX_IN_FLIGHT: usize = 4_096;
@@ -123,6 +129,8 @@ struct Shard {
     comparer: Arc<Comparer>,
     replay: RequestStream<ReplayDecisions>,
     replayer: Arc<Replayer>,
+    probe: RequestStream<ProbeTools>,
+    prober: Prober,
     read_candidates: RequestStream<ReadCandidates>,
     candidates: Candidates,
     published: Published,
@@ -132,6 +140,9 @@ struct Shard {
     preload: Option<Preload>,
     approvals: Approvals,
     approval_requests: ApprovalRequests,
+    outcomes: Outcomes,
+    guards: Guards,
+    outcome_requests: OutcomeRequests,
 }
 
 /// The requests about approvals, wider grants and stops.
@@ -143,7 +154,6 @@ struct ApprovalRequests {
     show: RequestStream<ShowApproval>,
     history: RequestStream<ReadApprovalHistory>,
     change: RequestStream<ChangeApproval>,
-    settle: RequestStream<SettleEvents>,
     collect: RequestStream<CollectEvents>,
     create_grant: RequestStream<CreateGrant>,
     list_grants: RequestStream<ListGrants>,
@@ -161,7 +171,6 @@ impl ApprovalRequests {
             show: requests.serve().await?,
             history: requests.serve().await?,
             change: requests.serve().await?,
-            settle: requests.serve().await?,
             collect: requests.serve().await?,
             create_grant: requests.serve().await?,
             list_grants: requests.serve().await?,
@@ -174,7 +183,7 @@ impl ApprovalRequests {
         stop: &'a CancellationToken,
         engines: &'a Engines,
         approvals: &'a Approvals,
-    ) -> [LocalBoxFuture<'a, ()>; 12] {
+    ) -> [LocalBoxFuture<'a, ()>; 11] {
         [
             serve_until(self.covered, stop, async |request, deadline| {
                 approvals.covered(engines, request, deadline).await
@@ -194,8 +203,6 @@ impl ApprovalRequests {
                 approvals.change(engines, request, deadline).await
             })
             .boxed_local(),
-            serve_until(self.settle, stop, async |request, deadline| approvals.settle(request, deadline).await)
-                .boxed_local(),
             serve_until(self.collect, stop, async |request, deadline| approvals.collect(request, deadline).await)
                 .boxed_local(),
             serve_until(self.create_grant, stop, async |request, deadline| {
@@ -230,6 +237,9 @@ impl Shard {
         let approvals = Approvals::new(&backplane, runs);
         let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), runs);
         let approval_requests = ApprovalRequests::open(&backplane).await.map_err(ShardError::Serve)?;
+        let outcomes = Outcomes::new(Arc::clone(&backplane.state_store));
+        let guards = Guards::new(Arc::clone(&backplane.state_store));
+        let outcome_requests = OutcomeRequests::open(&backplane).await.map_err(ShardError::Serve)?;
         let requests = &backplane.requests;
         let review = requests.serve().await.map_err(ShardError::Serve)?;
         let status = requests.serve().await.map_err(ShardError::Serve)?;
@@ -241,6 +251,7 @@ impl Shard {
         let validate = requests.serve().await.map_err(ShardError::Serve)?;
         let compare = requests.serve().await.map_err(ShardError::Serve)?;
         let replay = requests.serve().await.map_err(ShardError::Serve)?;
+        let probe = requests.serve().await.map_err(ShardError::Serve)?;
         let read_candidates = requests.serve().await.map_err(ShardError::Serve)?;
         // Last, so that a shard which receives checks can answer every other request too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
@@ -262,6 +273,8 @@ impl Shard {
             comparer,
             replay,
             replayer,
+            probe,
+            prober: Prober::default(),
             read_candidates,
             candidates,
             published,
@@ -269,6 +282,9 @@ impl Shard {
             preload,
             approvals,
             approval_requests,
+            outcomes,
+            guards,
+            outcome_requests,
         })
     }
 
@@ -277,6 +293,9 @@ impl Shard {
         let (approvals, validator) = (&self.approvals, &self.validator);
         let (comparer, published) = (&self.comparer, &self.published);
         let (replayer, state_store) = (&self.replayer, &*self.backplane.state_store);
+        let prober = &self.prober;
+        let with = Reporting { engines, runs, approvals };
+        let answering = Answering { with, outcomes: &self.outcomes, guards: &self.guards };
         let deciders = Deciders { engines, runs, approvals, candidates: &self.candidates };
         // Each is polled only when it was woken itself: a check must not pay for every kind of request beside it.
         let tasks: FuturesUnordered<LocalBoxFuture<'_, ()>> = [
@@ -301,6 +320,8 @@ impl Shard {
                 replayer.replay(published, request, deadline).await
             })
             .boxed_local(),
+            serve_until(self.probe, stop, async |request, deadline| prober.probe(engines, request, deadline).await)
+                .boxed_local(),
             serve_until(self.read_candidates, stop, async |request, deadline| {
                 candidates::store::read(state_store, request, deadline).await
             })
@@ -310,6 +331,7 @@ impl Shard {
         ]
         .into_iter()
         .chain(self.approval_requests.serve(stop, engines, approvals))
+        .chain(self.outcome_requests.serve(stop, answering))
         .collect();
         tasks.collect::<()>().await;
         self.runs.drain().await;

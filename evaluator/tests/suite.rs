@@ -6,8 +6,10 @@ mod suite {
     mod approvals;
     mod candidates;
     mod comparing;
+    mod guards;
     mod history;
     mod preloaded;
+    mod probes;
     mod published;
     mod replaying;
     mod runs;

@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use stage0_contract::{APPROVAL_RECORDS, EVENTS, RECORDS, REQUESTS, RUN_RECORDS, Role};
+use stage0_contract::{APPROVAL_RECORDS, EVENTS, GUARD_RECORDS, RECORDS, REQUESTS, RUN_RECORDS, Role};
 
 use super::config::INBOXES;
 use super::jetstream::MAX_READS;
@@ -106,7 +106,7 @@ const MAX_ADMIN_CONNECTIONS: usize = 8;
 const SPARE_SUBSCRIPTIONS: usize = 4;
 const MAX_CONTROL_LINE: usize = 4_096;
 /// Records that an evaluator lists by account.
-const LISTED_RECORDS: [&str; 2] = [RUN_RECORDS, APPROVAL_RECORDS];
+const LISTED_RECORDS: [&str; 3] = [RUN_RECORDS, APPROVAL_RECORDS, GUARD_RECORDS];
 
 impl NatsServerConf {
     /// The prefix under which every role imports JetStream's API.
@@ -275,8 +275,8 @@ fn of_streams(prefix: &str) -> Vec<Share> {
         }
         shares.push(plain(keys, of));
     }
-    // An account's runs and approvals are listed by one request for many records; these streams hold only evaluators'
-    // own records.
+    // An account's runs, approvals and guards are listed by one request for many records; these streams hold only
+    // evaluators' own records.
     for word in LISTED_RECORDS {
         let stream = StreamName::of_record(prefix, &format!("{word}.x"));
         let list = format!("DIRECT.GET.{}", stream.as_str());

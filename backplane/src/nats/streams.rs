@@ -8,8 +8,8 @@
 
 use serde_json::{Map, Value, json};
 use stage0_contract::{
-    APPROVAL_RECORDS, CANDIDATE_RECORDS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORDS, Role,
-    USAGE_RECORDS,
+    APPROVAL_RECORDS, CANDIDATE_RECORDS, GUARD_RECORDS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, OUTCOME_RECORDS,
+    RECORDS, RUN_RECORDS, Role, USAGE_RECORDS,
 };
 
 use super::link::Link;
@@ -168,7 +168,10 @@ impl StreamSpec {
         let (percent, max_bytes, max_records, max_age) = match word {
             RUN_RECORDS => (10, MAX_RUN_BYTES, MaxRecords::Chosen, 0),
             // An earlier version's deployment has given 95 percent to its streams: this much is left.
-            APPROVAL_RECORDS => (4, MAX_APPROVAL_BYTES, MaxRecords::Chosen, 0),
+            APPROVAL_RECORDS => (2, MAX_APPROVAL_BYTES, MaxRecords::Chosen, 0),
+            // One for each decision whose outcome is reported.
+            OUTCOME_RECORDS => (1, MAX_COUNTER_BYTES, MaxRecords::Chosen, 0),
+            GUARD_RECORDS => (1, MAX_COUNTER_BYTES, MaxRecords::Chosen, 0),
             CANDIDATE_RECORDS => (1, MAX_CANDIDATE_BYTES, MaxRecords::Fixed(MAX_OWN_RECORDS), 0),
             USAGE_RECORDS => (6, MAX_COUNTER_BYTES, MaxRecords::Chosen, 0),
             IDEMPOTENCY_RECORDS => (5, MAX_COUNTER_BYTES, MaxRecords::Chosen, IDEMPOTENCY_MAX_AGE_NANOS),
@@ -315,15 +318,18 @@ mod tests {
         let specs = StreamSpec::all("s0");
         assert!(specs.iter().map(|spec| spec.percent).sum::<u64>() <= 95);
         let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
-        let records = ["S0_RUNS", "S0_APPROVALS", "S0_CANDIDATES", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
+        let added = ["S0_APPROVALS", "S0_OUTCOMES", "S0_GUARDS", "S0_CANDIDATES"];
+        let records = [&["S0_RUNS"], &added[..], &["S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"]].concat();
         assert_eq!((&names[..2], &names[2..]), (&["S0_LOG", "S0_LEDGER"][..], &records[..]));
         // What an earlier version left free.
-        let added = specs.iter().filter(|spec| ["S0_APPROVALS", "S0_CANDIDATES"].contains(&spec.name.as_str()));
+        let added = specs.iter().filter(|spec| added.contains(&spec.name.as_str()));
         assert!(added.clone().map(|spec| spec.percent).sum::<u64>() <= 5);
         assert!(added.clone().all(|spec| spec.used_by == [Role::Evaluator]));
         for (key, stream) in [
             ("runs.a.r", "S0_RUNS"),
             ("approvals.a.x.y", "S0_APPROVALS"),
+            ("outcomes.d.a.x", "S0_OUTCOMES"),
+            ("guards.g.a.x", "S0_GUARDS"),
             ("candidates.a.x", "S0_CANDIDATES"),
             ("usage.message-auth", "S0_USAGE"),
             ("cursor.e", "S0_LEDGER"),

@@ -17,8 +17,21 @@ use crate::PATIENT;
 use crate::roles::{open, prepared, raw, server_with};
 use crate::writing::{account, append, batch, decisions, recorder, soon, verified, write};
 
-pub(crate) const STREAMS: [&str; 8] =
-    ["S0_LOG", "S0_LEDGER", "S0_RUNS", "S0_APPROVALS", "S0_CANDIDATES", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
+pub(crate) const STREAMS: [&str; 10] = [
+    "S0_LOG",
+    "S0_LEDGER",
+    "S0_RUNS",
+    "S0_APPROVALS",
+    "S0_OUTCOMES",
+    "S0_GUARDS",
+    "S0_CANDIDATES",
+    "S0_USAGE",
+    "S0_IDEMPOTENCY",
+    "S0_KEYSTORE",
+];
+/// What a deployment of the version before approvals has not.
+const ADDED: [&str; 4] =
+    ["`S0_APPROVALS` was made", "`S0_OUTCOMES` was made", "`S0_GUARDS` was made", "`S0_CANDIDATES` was made"];
 pub(crate) const SIZES: Sizes = Sizes { replicas: 1, max_store: None, max_records: 1_000_000 };
 
 /// What JetStream answers to a client without restrictions.
@@ -248,11 +261,11 @@ async fn a_deployment_without_the_stream_of_approvals_gets_it_and_keeps_what_it_
     write(&*prepared(&nats, "gateway").await.log, &account("a"), "kept").await;
 
     let admin = StreamAdmin::new(open(&nats, NatsServerConf::ADMIN_USER).await);
-    assert_eq!(admin.upgrade(&SIZES).await.unwrap(), ["`S0_APPROVALS` was made", "`S0_CANDIDATES` was made"]);
+    assert_eq!(admin.upgrade(&SIZES).await.unwrap(), ADDED);
     assert_eq!(admin.upgrade(&SIZES).await.unwrap(), Vec::<String>::new());
     assert!(admin.check().await.unwrap().iter().all(|state| state.differences.is_empty()));
     let evaluator = prepared(&nats, "evaluator").await;
-    for key in ["approvals.a.acc.x", "candidates.acc.x", "runs.acc.r"] {
+    for key in ["approvals.a.acc.x", "outcomes.d.acc.x", "guards.g.acc.x", "candidates.acc.x", "runs.acc.r"] {
         evaluator.state_store.put(key, "1".into(), None, None, soon()).await.unwrap();
     }
     assert_eq!(decisions(&*prepared(&nats, "audit-export").await.log, &account("a")).await, ["kept"]);
@@ -260,7 +273,7 @@ async fn a_deployment_without_the_stream_of_approvals_gets_it_and_keeps_what_it_
 
 /// A deployment that got its approvals by an upgrade: they took the last of the space.
 #[tokio::test]
-async fn where_no_space_is_free_the_stream_of_candidates_is_made_once_there_is() {
+async fn where_no_space_is_free_further_streams_are_made_once_there_is() {
     const PERCENT: [(&str, u64); 7] = [
         ("S0_LOG", 60),
         ("S0_LEDGER", 8),
@@ -284,11 +297,11 @@ async fn where_no_space_is_free_the_stream_of_candidates_is_made_once_there_is()
     }
     let admin = StreamAdmin::new(open(&nats, NatsServerConf::ADMIN_USER).await);
     let why = admin.upgrade(&SIZES).await.unwrap_err().to_string();
-    assert!(why.contains("`S0_CANDIDATES` cannot be made"), "{why}");
-    approvals["max_bytes"] = json!((96 << 20) / 100 * 4);
+    assert!(why.contains("`S0_OUTCOMES` cannot be made"), "{why}");
+    approvals["max_bytes"] = json!((96 << 20) / 100 * 2);
     let update = client.request("s0.api.STREAM.UPDATE.S0_APPROVALS", approvals.to_string().into()).await.unwrap();
     assert!(!String::from_utf8_lossy(&update.payload).contains(r#""error""#), "{update:?}");
-    assert_eq!(admin.upgrade(&SIZES).await.unwrap(), ["`S0_CANDIDATES` was made"]);
+    assert_eq!(admin.upgrade(&SIZES).await.unwrap(), ADDED[1..]);
     let evaluator = prepared(&nats, "evaluator").await;
     evaluator.state_store.put("candidates.acc.x", "1".into(), None, None, soon()).await.unwrap();
 }

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use stage0_contract::{
-    Actor, ApprovalChange, ApprovalChanged, ApprovalStatus, ChangeApproval, ManageReply, People, Refusal, Scope,
-    Unrecorded,
+    Actor, ApprovalChange, ApprovalChanged, ApprovalEvent, ApprovalId, ApprovalStatus, ChangeApproval, ManageReply,
+    People, Refusal, ReportDecisionOutcome, Scope, Unrecorded,
 };
 use tokio::time::Instant;
 
@@ -158,6 +158,54 @@ impl Approvals {
             let events = approval.outbox.unrecorded(None);
             let view = self.view(engines, actor, &approval, Some(people), deadline).await?;
             return Ok(Ok(ApprovalChanged { approval: view, unrecorded: Unrecorded { events } }));
+        }
+        Err(StoreError::Contended)
+    }
+
+    /// Notes what came of the action of a decision that used this approval. Returns what of the approval is not known
+    /// to be recorded. Where the approval says something else already, it stays.
+    pub(crate) async fn note_outcome(
+        &self,
+        id: &ApprovalId,
+        report: &ReportDecisionOutcome,
+        deadline: Instant,
+    ) -> Result<Vec<ApprovalEvent>, ()> {
+        let account = &report.account;
+        self.noted(id, report, deadline).await.map_err(|error| drop(failed::<()>(account, &error)))
+    }
+
+    async fn noted(
+        &self,
+        id: &ApprovalId,
+        report: &ReportDecisionOutcome,
+        deadline: Instant,
+    ) -> Result<Vec<ApprovalEvent>, StoreError> {
+        let ReportDecisionOutcome { account, actor, request_id, status, .. } = report;
+        while Instant::now() < deadline {
+            let found = self.store.find(account, id, deadline).await?;
+            let used = found.filter(|(_, approval, _)| approval.is_used_by(*request_id));
+            // It was reopened, or it is kept no longer.
+            let Some((place, mut approval, revision)) = used else { return Ok(Vec::new()) };
+            let before = approval.status;
+            match approval.report_by(*status, actor.clone(), "", self.store.now()) {
+                Ok(false) => return Ok(approval.outbox.unrecorded(None)),
+                Ok(true) => {}
+                Err(_) => {
+                    tracing::info!(%account, approval_id = %id, "the approval has another outcome: it stays");
+                    return Ok(Vec::new());
+                }
+            }
+            if !self.store.put(&place, &approval, Some(revision), deadline).await? {
+                pause().await;
+                continue;
+            }
+            if place.is_current {
+                self.after_change(&approval, before, deadline).await;
+            } else {
+                self.pass_on(&approval, deadline).await?;
+            }
+            self.announce(account, id).await;
+            return Ok(approval.outbox.unrecorded(None));
         }
         Err(StoreError::Contended)
     }

@@ -4,6 +4,7 @@
 //! reserved for a check that does not end as that ALLOW is released.
 //! INVARIANT: ALLOW with an approval is answered only after the state store has reserved it for this check.
 
+mod await_outcome;
 mod open;
 mod reserve;
 
@@ -33,6 +34,8 @@ use crate::run::RunUpdate;
 pub(crate) enum Hold {
     Approval(ApprovalId),
     Grant(GrantId),
+    /// The action, until its outcome is known.
+    Action(ActionDigest),
 }
 
 /// A check that would pass with an approval.
@@ -74,7 +77,17 @@ fn no_approval(note: Note, why: ApprovalRefused) -> Ending {
 }
 
 fn is_allowed(decided: &Decided) -> bool {
-    matches!(&decided.reply, EvaluateReply::Decided(evaluation) if evaluation.decision.verdict == Verdict::Allow)
+    is_allow(&decided.reply)
+}
+
+fn is_allow(reply: &EvaluateReply) -> bool {
+    matches!(reply, EvaluateReply::Decided(evaluation) if evaluation.decision.verdict == Verdict::Allow)
+}
+
+/// What exactly an approval or an outcome of this check is of.
+async fn digest_of(engines: &Engines, check: &InFlightCheck) -> Option<ActionDigest> {
+    let (message, chosen) = (Arc::clone(check.request()), check.chosen.clone());
+    engines.inspect(check.bytes, move |handler| handler.action_digest(&message, &chosen)).await.flatten()
 }
 
 impl Approvals {
@@ -87,16 +100,24 @@ impl Approvals {
     ) -> (EvaluateReply, Option<RunUpdate>) {
         let message = check.request();
         let first = engines.evaluate(check, snapshot, None).await;
-        let Decided { reply, update, terms, stopped, .. } = first;
+        let Decided { reply, update, terms, stopped, hold, .. } = first;
         if stopped {
             return (reply, None);
         }
         let EvaluateReply::Decided(evaluation) = &reply else { return (reply, update) };
         check.note_decided(None);
-        match (&message.asker, terms) {
+        let awaits = hold.holds() && message.asker.as_ref().is_some_and(|asker| asker.reports_outcomes);
+        let (reply, update) = match (&message.asker, terms) {
             (Some(asker), Some(terms)) if evaluation.decision.verdict == Verdict::Defer => {
                 // Boxed, so that a check which is not deferred does not carry the room for it.
-                Box::pin(self.decide_deferred(engines, check, snapshot, (reply, update), (asker, terms))).await
+                let decided = (reply, update);
+                Box::pin(self.decide_deferred(engines, check, snapshot, decided, (asker, terms, awaits))).await
+            }
+            _ => (reply, update),
+        };
+        match &message.asker {
+            Some(asker) if awaits && is_allow(&reply) => {
+                Box::pin(self.await_outcome(engines, check, asker, reply, update)).await
             }
             _ => (reply, update),
         }
@@ -108,7 +129,7 @@ impl Approvals {
         check: &InFlightCheck,
         snapshot: Option<&RunSnapshot>,
         (mut reply, update): (EvaluateReply, Option<RunUpdate>),
-        (asker, terms): (&Actor, ApprovalTerms),
+        (asker, terms, awaits): (&Actor, ApprovalTerms, bool),
     ) -> (EvaluateReply, Option<RunUpdate>) {
         let message = check.request();
         let EvaluateReply::Decided(evaluation) = &mut reply else { return (reply, update) };
@@ -117,11 +138,11 @@ impl Approvals {
         if !is_allowed(&engines.evaluate(check, snapshot, Some(held)).await) {
             return (reply, update);
         }
-        let digest = {
-            let (message, chosen) = (Arc::clone(message), check.chosen.clone());
-            engines.inspect(check.bytes, move |handler| handler.action_digest(&message, &chosen)).await.flatten()
-        };
-        let Some(digest) = digest else { return (reply, update) };
+        let Some(digest) = digest_of(engines, check).await else { return (reply, update) };
+        // No one is asked to approve what would be held up all the same.
+        if awaits && self.is_held_up(engines, check, &digest, evaluation).await {
+            return (reply, update);
+        }
         let wanting = Wanting {
             engines,
             check,
@@ -178,20 +199,27 @@ impl Approvals {
             }
             _ => None,
         };
+        let holds = check.take_holds();
+        let is_allowed = reply.is_some_and(is_allow);
         // The gateway waits no longer: it has recorded nothing, and must not hear of this ALLOW.
-        let is_too_late = used.is_some() && check.deadline() <= Instant::now();
+        let is_too_late = is_allowed && !holds.is_empty() && check.deadline() <= Instant::now();
         let used = used.filter(|_| !is_too_late);
         let is_kept = |hold: &Hold| match hold {
             Hold::Approval(id) => used.is_some_and(|used| used.id.as_ref() == Some(id)),
             Hold::Grant(id) => used.is_some_and(|used| used.grant_id.as_ref() == Some(id)),
+            Hold::Action(_) => is_allowed && !is_too_late,
         };
-        for hold in check.take_holds().into_iter().filter(|hold| !is_kept(hold)) {
+        for hold in holds.into_iter().filter(|hold| !is_kept(hold)) {
             let EvaluateRequest { request_id, account, .. } = &**check.request();
+            let deadline = Instant::now() + RELEASE_TIMEOUT;
             let (approval, grant) = match &hold {
                 Hold::Approval(id) => (Some(id), None),
                 Hold::Grant(id) => (None, Some(id)),
+                Hold::Action(digest) => {
+                    Box::pin(self.give_action_back(&check, digest, deadline)).await;
+                    continue;
+                }
             };
-            let deadline = Instant::now() + RELEASE_TIMEOUT;
             let released = self.release(account, *request_id, Some(check.claim), approval, grant, deadline);
             if let Err(error) = Box::pin(released).await {
                 // It stays used, and names this check; a person can reopen it.

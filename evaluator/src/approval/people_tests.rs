@@ -181,6 +181,7 @@ fn ann() -> Actor {
         groups: None,
         rules: AccountRules::default(),
         can_record: true,
+        reports_outcomes: false,
         retention_days: 30,
     }
 }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,7 +14,9 @@ use stage0_contract::{
     ApprovalTerms, EventActor, EventRef, Holder, KeyId, LineType, Outcome, PolicyVersion, RequestId, UnconfirmedUse,
     Vote,
 };
-use uuid::{Builder, Uuid};
+use uuid::Uuid;
+
+use crate::event_id::event_id;
 
 /// Events that one approval can have; further changes are refused.
 const MAX_EVENTS: usize = 200;
@@ -277,15 +278,6 @@ pub(super) fn slot_in(id: &ApprovalId) -> Option<&str> {
     (slot.len() == SLOT_DIGITS && random.len() == 8 && is_hex(slot) && is_hex(random)).then_some(slot)
 }
 
-/// A UUIDv7 that follows from what the event is of, its number and its time: a change that is tried again has the same.
-fn event_id(source: &str, number: u32, at: Timestamp) -> Uuid {
-    let hash = digest(&SHA256, format!("{source}|{number}").as_bytes());
-    let mut random = [0; 10];
-    random.iter_mut().zip(hash.as_ref()).for_each(|(to, from)| *to = *from);
-    let millis = u64::try_from(at.as_millisecond()).unwrap_or_default();
-    Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
-}
-
 pub(super) fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
     time.saturating_add(by).unwrap_or(time)
 }
@@ -296,22 +288,7 @@ pub(super) fn seconds_later(time: Timestamp, seconds: i64) -> Timestamp {
 
 /// An event without what its kind adds.
 pub(super) fn blank_event(kind: LineType, at: Timestamp) -> ApprovalEvent {
-    ApprovalEvent {
-        kind,
-        event_id: Uuid::nil(),
-        at,
-        approval_id: None,
-        grant_id: None,
-        stop_id: None,
-        action_digest: None,
-        policy_version: None,
-        floor_version: None,
-        environment: None,
-        request_id: None,
-        actor: None,
-        reason: None,
-        details: Map::new(),
-    }
+    ApprovalEvent::new(kind, Uuid::nil(), at)
 }
 
 pub(super) fn actor_of(actor: &Actor) -> EventActor {
@@ -412,7 +389,7 @@ impl StoredApproval {
             return Vec::new();
         };
         used.asked_at = Some(now);
-        let event = |event_id| EventRef { event_id, approval_id: Some(self.id.clone()), grant_id: None };
+        let event = |event_id| EventRef::of_approval(event_id, self.id.clone());
         let attempts = used.attempts.iter().rev().filter(|attempt| !attempt.event_id.is_nil());
         let each = attempts.map(|one| UnconfirmedUse { request_id: one.request_id, event: event(one.event_id) });
         each.collect()

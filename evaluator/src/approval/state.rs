@@ -288,6 +288,17 @@ impl StoredApproval {
 
     /// The workload says what came of the action; whether that was new.
     pub(super) fn report(&mut self, status: OutcomeStatus, change: Change<'_>) -> Result<bool, Refusal> {
+        self.report_by(status, actor_of(change.actor), change.reason, change.now)
+    }
+
+    /// As [`StoredApproval::report`], by a caller that was judged elsewhere.
+    pub(super) fn report_by(
+        &mut self,
+        status: OutcomeStatus,
+        actor: EventActor,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<bool, Refusal> {
         if !matches!(self.status, ApprovalStatus::Reserved | ApprovalStatus::Consumed) {
             return conflict(format!("only of a used approval an outcome is reported: it is {}", self.status.as_str()));
         }
@@ -296,21 +307,37 @@ impl StoredApproval {
             Some(_) => return conflict("another outcome was reported already"),
             None => {}
         }
-        self.outcome = Some(Outcome { status, at: change.now });
+        self.outcome = Some(Outcome { status, at: now });
         // Who acted has had the answer, whatever is known of its line.
         self.status = ApprovalStatus::Consumed;
-        self.push_by(LineType::ApprovalOutcome, change, json!({"status": status}));
+        self.push_event(LineType::ApprovalOutcome, actor, reason, now, json!({"status": status}));
         Ok(true)
     }
 
     fn push_by(&mut self, kind: LineType, change: Change<'_>, details: serde_json::Value) {
+        self.push_event(kind, actor_of(change.actor), change.reason, change.now, details);
+    }
+
+    fn push_event(
+        &mut self,
+        kind: LineType,
+        actor: EventActor,
+        reason: &str,
+        now: Timestamp,
+        details: serde_json::Value,
+    ) {
         let event = ApprovalEvent {
-            actor: Some(actor_of(change.actor)),
-            reason: Some(change.reason.to_owned()).filter(|reason| !reason.is_empty()),
+            actor: Some(actor),
+            reason: Some(reason.to_owned()).filter(|reason| !reason.is_empty()),
             details: members(details),
-            ..self.event(kind, change.now)
+            ..self.event(kind, now)
         };
         self.push(event);
+    }
+
+    /// Whether an attempt of this id uses the approval.
+    pub(super) fn is_used_by(&self, request_id: RequestId) -> bool {
+        self.used.as_ref().is_some_and(|used| used.attempts.iter().any(|attempt| attempt.request_id == request_id))
     }
 
     /// Makes an approval this check's, unless another one has it.

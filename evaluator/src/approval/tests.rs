@@ -118,6 +118,7 @@ fn actor(name: &str) -> Actor {
         groups: None,
         rules: AccountRules::default(),
         can_record: true,
+        reports_outcomes: false,
         retention_days: 30,
     }
 }

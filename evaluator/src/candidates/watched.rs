@@ -89,6 +89,11 @@ impl Watched {
         self.noted.borrow_mut().decided_with = Some(held);
     }
 
+    /// Notes that something else than rules decided it.
+    pub(crate) fn forget_decided(&self) {
+        self.noted.borrow_mut().decided_with = None;
+    }
+
     /// Hands it on, once its answer is on its way.
     pub(crate) fn answered(self, message: Arc<EvaluateRequest>, bytes: usize, chosen: Chosen, reply: &EvaluateReply) {
         let Self { candidates, candidate, mode, other, noted } = self;

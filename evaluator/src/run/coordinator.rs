@@ -331,6 +331,22 @@ impl RunCoordinator {
 
     /// `POST /v1/runs/{run_id}/settle`.
     pub(crate) async fn settle(&self, message: &SettleRun, deadline: Instant) -> ManageReply<RunSettled> {
+        self.settle_by(message, |_| None, deadline).await
+    }
+
+    /// As [`RunCoordinator::settle`], for a report that may come again: what was settled with this very cost is fine.
+    pub(crate) async fn settle_reported(&self, message: &SettleRun, deadline: Instant) -> ManageReply<RunSettled> {
+        let SettleRun { request_id, actual_micros, .. } = message;
+        self.settle_by(message, |state| state.settled_with(*request_id, *actual_micros), deadline).await
+    }
+
+    /// `is_settled` returns the estimate where nothing is left to do.
+    async fn settle_by(
+        &self,
+        message: &SettleRun,
+        is_settled: impl Fn(&RunState) -> Option<i64>,
+        deadline: Instant,
+    ) -> ManageReply<RunSettled> {
         let SettleRun { account, run_id, request_id, actual_micros, may_lower } = message;
         let key = key(account, run_id);
         loop {
@@ -341,6 +357,9 @@ impl RunCoordinator {
             let Some(before) = state else { return ManageReply::Refused(Refusal::NotFound) };
             let (mut state, now) = (before.clone(), self.now());
             state.expire(now, seconds(self.config.reserved_for));
+            if let Some(estimate) = is_settled(&state) {
+                return ManageReply::Done(state.settled(run_id.clone(), *request_id, estimate, *actual_micros));
+            }
             let estimate = match state.settle(*request_id, *actual_micros, *may_lower) {
                 Ok(estimate) => estimate,
                 Err(refusal) => return ManageReply::Refused(refusal),

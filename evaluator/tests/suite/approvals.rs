@@ -5,6 +5,7 @@ mod beside;
 mod ends;
 mod grants;
 mod opening;
+mod outcomes;
 mod races;
 mod reading;
 mod stops;
@@ -39,6 +40,10 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The baseline, whose approvals two release managers give.
 fn pack() -> PackSet {
+    pack_with("")
+}
+
+fn pack_with(more: &str) -> PackSet {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/baseline");
     let folder = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(from).unwrap() {
@@ -48,6 +53,7 @@ fn pack() -> PackSet {
     let manifest = folder.path().join("pack.toml");
     let mut text = std::fs::read_to_string(&manifest).unwrap();
     text.push_str("\n[approvals]\napprovers = [\"rm\"]\nquorum = 2\n");
+    text.push_str(more);
     std::fs::write(&manifest, text).unwrap();
     PackSet::of(Pack::from_dir(folder.path()).unwrap())
 }
@@ -238,8 +244,7 @@ impl Stage {
 }
 
 fn event_ref(event: &ApprovalEvent) -> EventRef {
-    let ApprovalEvent { event_id, approval_id, grant_id, .. } = event.clone();
-    EventRef { event_id, approval_id, grant_id }
+    EventRef::of(event)
 }
 
 fn slot(approval: &ApprovalRef) -> &str {
@@ -267,6 +272,7 @@ fn actor(key: &str, holder: Holder, scopes: &[Scope]) -> Actor {
         groups: None,
         rules: AccountRules::default(),
         can_record: true,
+        reports_outcomes: false,
         retention_days: 90,
     }
 }

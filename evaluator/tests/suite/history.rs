@@ -317,6 +317,7 @@ async fn groups_are_those_of_the_caller_and_where_they_are_not_told_the_rule_den
             scopes: Scopes::new(),
             rules: AccountRules::default(),
             can_record: false,
+            reports_outcomes: false,
             retention_days: 30,
         };
         EvaluateRequest { asker: Some(asker), request: check_without_run("ledger"), ..on(number, "ledger", &[]) }

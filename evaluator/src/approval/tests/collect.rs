@@ -20,11 +20,7 @@ pub(super) async fn page(approvals: &Approvals, cursor: Option<String>) -> (Vec<
 }
 
 async fn settle(approvals: &Approvals, found: &AccountEvents) -> bool {
-    let recorded = found.events.iter().map(|event| EventRef {
-        event_id: event.event_id,
-        approval_id: event.approval_id.clone(),
-        grant_id: event.grant_id.clone(),
-    });
+    let recorded = found.events.iter().map(EventRef::of);
     let settle = SettleEvents { account: found.account.clone(), recorded: recorded.collect(), released: None };
     matches!(approvals.settle(&settle, deadline()).await, ManageReply::Done(_))
 }
