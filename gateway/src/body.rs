@@ -68,6 +68,21 @@ impl ReceivedBody {
         account: Option<&AccountId>,
         deadline: Instant,
     ) -> Result<Body, ApiError> {
+        let (parsed, bytes, permit) = self.read_by(request_memory, account, deadline, parse_strict).await?;
+        match parsed? {
+            Value::Object(object) => Ok(Body { object, bytes, permit: Some(permit) }),
+            _ => Err(ApiError::NotAnObject),
+        }
+    }
+
+    /// Reads the bytes by a function, once there is memory for their request. Returns their number, too.
+    pub(crate) async fn read_by<T: Send + 'static>(
+        self,
+        request_memory: &Arc<RequestMemory>,
+        account: Option<&AccountId>,
+        deadline: Instant,
+        read: impl FnOnce(&[u8]) -> T + Send + 'static,
+    ) -> Result<(T, usize, MemoryPermit), ApiError> {
         let Self { bytes, hold } = self;
         let permit = tokio::select! {
             biased;
@@ -77,16 +92,13 @@ impl ReceivedBody {
         };
         let length = bytes.len();
         // The client may disconnect meanwhile: the memory is held until the work on the body ends.
-        let parsed = compute(length, move || {
-            let parsed = parse_strict(&bytes);
+        let read = compute(length, move || {
+            let read = read(&bytes);
             drop((bytes, hold));
-            (parsed, permit)
+            (read, permit)
         });
-        let (parsed, permit) = parsed.await?;
-        match parsed? {
-            Value::Object(object) => Ok(Body { object, bytes: length, permit: Some(permit) }),
-            _ => Err(ApiError::NotAnObject),
-        }
+        let (read, permit) = read.await?;
+        Ok((read, length, permit))
     }
 }
 

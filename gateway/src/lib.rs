@@ -10,13 +10,13 @@
 
 mod access_log;
 mod address;
-mod approval_maintenance;
 mod approval_waits;
 mod auth;
 mod body;
 mod canary_return;
 mod config;
 mod errors;
+mod event_collection;
 mod idempotency;
 mod idle_timeout;
 mod in_flight;

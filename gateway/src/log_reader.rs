@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 mod page;
 mod past;
 
-pub(crate) use page::{Cursor, Filter, Order};
+pub(crate) use page::{Cursor, Filter, Order, with_outcome};
 pub(crate) use past::{Environments, Kept, Past, PastDecision};
 
 const CHUNK_BYTES: usize = 1 << 20;

@@ -23,7 +23,7 @@ use crate::errors::ApiError;
 use crate::idle_timeout::ConnectionState;
 use crate::key_cache::VerifiedCaller;
 use crate::response_body::{PacedBody, RevocationCheck};
-use crate::routes;
+use crate::routes::{self, hooks};
 use crate::state::AppState;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -63,7 +63,8 @@ pub(crate) async fn handle(
         request.extensions_mut().insert(client);
     }
     let response = if exceeds_rate(&request, client, started) {
-        request.into_response(ApiError::TooManyRequests.response(id))
+        let refusal = hooks::refusal(request.request(), &ApiError::TooManyRequests, id);
+        request.into_response(refusal)
     } else {
         next.call(request).await?.map_into_boxed_body()
     };
@@ -99,7 +100,7 @@ pub(crate) async fn handle(
 /// The one place where the error that a handler returned becomes its public answer.
 fn refusal_with_id(response: ServiceResponse, id: RequestId) -> ServiceResponse {
     let error = response.response().error().and_then(|error| error.as_error::<ApiError>());
-    match error.map(|error| error.response(id)) {
+    match error.map(|error| hooks::refusal(response.request(), error, id)) {
         Some(refusal) => response.into_response(refusal),
         None => response,
     }
@@ -118,7 +119,8 @@ async fn release(response: ServiceResponse, id: RequestId) -> ServiceResponse<Bo
     let Err(error) = refusal else { return response };
     response.request().extensions_mut().remove::<VerifiedCaller>();
     access_log::clear_decision(response.request());
-    response.into_response(error.response(id))
+    let refusal = hooks::refusal(response.request(), &error, id);
+    response.into_response(refusal)
 }
 
 fn app_state<B>(response: &ServiceResponse<B>) -> Option<web::Data<AppState>> {

@@ -113,12 +113,7 @@ pub(crate) async fn settle(
     recorded: &[ApprovalEvent],
     released: Option<Released>,
 ) -> bool {
-    let reference = |event: &ApprovalEvent| EventRef {
-        event_id: event.event_id,
-        approval_id: event.approval_id.clone(),
-        grant_id: event.grant_id.clone(),
-    };
-    settle_refs(state, account, recorded.iter().map(reference).collect(), released).await
+    settle_refs(state, account, recorded.iter().map(EventRef::of).collect(), released).await
 }
 
 /// As [`settle`], of events by their ids.

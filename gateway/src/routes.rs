@@ -20,12 +20,16 @@ mod decisions;
 mod docs;
 mod fields;
 mod grants;
+mod guards;
+pub(crate) mod hooks;
 mod keys;
 mod management;
 mod members;
 mod openapi;
+mod outcomes;
 mod policies;
 mod policy;
+mod probes;
 mod runs;
 mod status;
 mod stops;
@@ -118,6 +122,12 @@ fn route(operation: Operation) -> Route {
         Operation::CancelApproval => route.to(approvals::cancel),
         Operation::ReopenApproval => route.to(approvals::reopen),
         Operation::ReportOutcome => route.to(approvals::outcome),
+        Operation::ReportDecisionOutcome => route.to(outcomes::report),
+        Operation::ProbeTools => route.to(probes::probe),
+        Operation::AskAsHook => route.to(hooks::ask),
+        Operation::ReportGuard => route.to(guards::report),
+        Operation::ListGuards => route.to(guards::list),
+        Operation::ForgetGuard => route.to(guards::forget),
         Operation::CreateGrant => route.to(grants::create),
         Operation::ListGrants => route.to(grants::list),
         Operation::ApproveGrant => route.to(grants::approve),

@@ -35,10 +35,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::approval_maintenance;
 use crate::canary_return;
 use crate::config::GatewayConfig;
 use crate::errors::ApiError;
+use crate::event_collection;
 use crate::idle_timeout::{ConnectionTimeouts, TimedStream};
 use crate::key_cache::KeyCache;
 use crate::metrics::{self, MeteredStateStore, Throttle};
@@ -185,7 +185,7 @@ impl Gateway {
         }));
         tasks.spawn({
             let (state, stopping) = (state.clone(), background.clone());
-            async move { approval_maintenance::run(&state, &stopping).await }
+            async move { event_collection::run(&state, &stopping).await }
         });
         tasks.spawn({
             let (state, stopping) = (state.clone(), background.clone());

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use moka::future::Cache;
 use stage0_backplane::{Backplane, Requests, StateStore};
-use stage0_contract::{Actor, Holder, KeyIdentity, PublicKeys, Scopes};
+use stage0_contract::{Actor, Holder, KeyIdentity, PublicKeys, Scope, Scopes};
 
 use crate::address::ClientNet;
 use crate::approval_waits::ApprovalWaits;
@@ -125,6 +125,7 @@ impl AppState {
             can_record: holder.is_some() && self.can_record(),
             holder: holder.unwrap_or_else(|| Holder::of_workload(identity.key_id.clone())),
             scopes: Scopes::new(),
+            reports_outcomes: identity.scopes.contains(&Scope::OutcomesReport),
             rules: identity.rules.clone(),
             retention_days: identity.retention_days,
             key_name: identity.key_name.clone(),

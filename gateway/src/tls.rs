@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use stage0_backplane::{Exposed, check_secret_file};
+use stage0_secret_file::{Exposed, check_secret_file};
 
 use crate::config::TlsFiles;
 

@@ -24,14 +24,24 @@ mod fields;
 mod gate;
 #[path = "suite/grants.rs"]
 mod grants;
+#[path = "suite/guards.rs"]
+mod guards;
 #[path = "suite/harness.rs"]
 mod harness;
+#[path = "suite/hook_failures.rs"]
+mod hook_failures;
+#[path = "suite/hooks.rs"]
+mod hooks;
 #[path = "suite/idempotency.rs"]
 mod idempotency;
 #[path = "suite/limits.rs"]
 mod limits;
 #[path = "suite/members.rs"]
 mod members;
+#[path = "suite/outcome_filters.rs"]
+mod outcome_filters;
+#[path = "suite/outcomes.rs"]
+mod outcomes;
 #[path = "suite/policies.rs"]
 mod policies;
 #[path = "suite/policies_of_all.rs"]
@@ -42,6 +52,8 @@ mod policy_answers;
 mod policy_proposals;
 #[path = "suite/policy_replay.rs"]
 mod policy_replay;
+#[path = "suite/probes.rs"]
+mod probes;
 #[path = "suite/replays.rs"]
 mod replays;
 #[path = "suite/routing.rs"]

@@ -1,9 +1,14 @@
 //! Pages of decisions. A page reads a bounded part of the log, and may be short for that reason.
 
+use std::collections::HashMap;
+use std::ops::Range;
+
 use jiff::Timestamp;
 use serde::Deserialize;
 use stage0_backplane::{Cause, Chunk, Entry, EntryFilter, EntryKind, ReadError, Seek, SeekBack};
-use stage0_contract::{IssueCode, LineType, RunId, Verdict, is_same_environment};
+use stage0_contract::{
+    DecisionOutcome, IssueCode, LineType, OutcomeFilter, RequestId, RunId, Verdict, is_same_environment,
+};
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
@@ -24,6 +29,8 @@ pub(crate) struct Filter {
     pub(crate) environment: Option<String>,
     pub(crate) code: Option<IssueCode>,
     pub(crate) run_id: Option<String>,
+    /// Of decisions whose outcomes are not known yet only those that can be shown ([`PageItems::with_outcomes`]).
+    pub(crate) outcome: Option<OutcomeFilter>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,13 +54,26 @@ pub(crate) struct Cursor {
 #[derive(Debug, Default)]
 pub(crate) struct PageItems {
     pub(super) json: Vec<u8>,
-    count: usize,
+    items: Vec<PageItem>,
+}
+
+/// One decision of a page.
+#[derive(Debug)]
+struct PageItem {
+    /// Where its line is.
+    line: Range<usize>,
+    request_id: Option<RequestId>,
+    is_allowed: bool,
+    /// Where a page begins that follows it.
+    next: Cursor,
 }
 
 #[derive(Deserialize)]
 struct FilterFields<'l> {
     #[serde(rename = "type", borrow)]
     kind: std::borrow::Cow<'l, str>,
+    #[serde(borrow)]
+    request_id: std::borrow::Cow<'l, str>,
     recorded_at: Timestamp,
     expires_at: i64,
     verdict: Verdict,
@@ -164,12 +184,41 @@ impl LogReader {
 
 impl PageItems {
     /// A line is a JSON object without a line feed, so it is used as it is.
-    fn push(&mut self, line: &[u8]) {
-        if self.count > 0 {
+    fn push(&mut self, line: &[u8], item: &PageItem) {
+        if !self.items.is_empty() {
             self.json.push(b',');
         }
+        let start = self.json.len();
         self.json.extend_from_slice(line);
-        self.count += 1;
+        self.items.push(PageItem { line: start..self.json.len(), ..*item });
+    }
+
+    /// The decisions that can have an outcome.
+    pub(crate) fn allowed(&self) -> Vec<RequestId> {
+        self.items.iter().filter(|item| item.is_allowed).filter_map(|item| item.request_id).collect()
+    }
+
+    /// The first decisions, at most `limit`, that the filter shows, each with its outcome as its last member. Returns
+    /// where the next page begins, if this one ends before its last decision.
+    pub(crate) fn with_outcomes(
+        &self,
+        filter: OutcomeFilter,
+        outcomes: &HashMap<RequestId, DecisionOutcome>,
+        limit: usize,
+    ) -> Result<(Self, Option<Cursor>), ReadError> {
+        let mut shown = Self::default();
+        for item in &self.items {
+            let outcome = item.request_id.and_then(|id| outcomes.get(&id)).filter(|_| item.is_allowed);
+            if !filter.shows(item.is_allowed, outcome.map(|outcome| outcome.status)) {
+                continue;
+            }
+            let line = with_outcome(self.json.get(item.line.clone()).unwrap_or_default(), outcome);
+            shown.push(&line.map_err(|error| ReadError(Cause::new(error)))?, item);
+            if shown.items.len() == limit {
+                return Ok((shown, Some(item.next)));
+            }
+        }
+        Ok((shown, None))
     }
 
     /// The page as JSON, with the cursor of the next one.
@@ -184,6 +233,15 @@ impl PageItems {
     }
 }
 
+/// A record with what came of its action as its last member; null: nothing was reported.
+pub(crate) fn with_outcome(line: &[u8], outcome: Option<&DecisionOutcome>) -> serde_json::Result<Vec<u8>> {
+    let mut shown = line.strip_suffix(b"}").unwrap_or(line).to_vec();
+    shown.extend_from_slice(b",\"outcome\":");
+    serde_json::to_writer(&mut shown, &outcome)?;
+    shown.push(b'}');
+    Ok(shown)
+}
+
 impl Filter {
     fn matches(&self, fields: &FilterFields<'_>) -> bool {
         self.from.is_none_or(|from| fields.recorded_at >= from)
@@ -195,6 +253,7 @@ impl Filter {
                 .as_ref()
                 .is_none_or(|wanted| fields.run_id.as_deref().is_some_and(|run_id| same_run(run_id, wanted)))
             && self.code.as_ref().is_none_or(|code| fields.issues.iter().any(|issue| issue.code == *code))
+            && (fields.verdict == Verdict::Allow || self.outcome.is_none_or(|outcome| outcome == OutcomeFilter::Any))
     }
 }
 
@@ -234,7 +293,7 @@ impl PageBuilder {
     }
 
     fn is_full(&self) -> bool {
-        self.items.count == self.limit || self.items.json.len() >= MAX_PAGE_BYTES
+        self.items.items.len() == self.limit || self.items.json.len() >= MAX_PAGE_BYTES
     }
 
     /// Adds an entry's lines that are wanted and after the cursor, until the page is full.
@@ -259,7 +318,14 @@ impl PageBuilder {
             self.next = Some(current);
             let Ok(fields) = serde_json::from_slice::<FilterFields<'_>>(line) else { continue };
             if fields.kind == LineType::Decision.as_str() && wanted(&fields) {
-                self.items.push(line);
+                let is_allowed = fields.verdict == Verdict::Allow;
+                let item = PageItem {
+                    line: 0..0,
+                    request_id: RequestId::parse(&fields.request_id).ok(),
+                    is_allowed,
+                    next: current,
+                };
+                self.items.push(line, &item);
             }
             if self.is_full() {
                 return;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::decisions::{admit_read, large_json};
 use super::fields::Fields;
 use super::management::{Call, send_within, to_the_end};
+use super::outcomes::STATUS_MUST;
 use crate::auth::{authenticate, require_any_scope};
 use crate::errors::{ApiError, Change};
 use crate::idle_timeout::ConnectionState;
@@ -160,9 +161,7 @@ pub(super) async fn reopen(mut call: Call, id: Path<String>) -> Result<HttpRespo
 pub(super) async fn outcome(mut call: Call, id: Path<String>) -> Result<HttpResponse, ApiError> {
     let identity = authorize(&call, &[Scope::Check]).await?;
     let mut fields = call.json_fields(&identity.account).await?;
-    let status = fields.required("status", "must be `succeeded`, `failed` or `unknown`", |v| {
-        serde_json::from_value::<OutcomeStatus>(v.clone()).ok()
-    });
+    let status = fields.required("status", STATUS_MUST, |v| OutcomeStatus::parse(v.as_str()?));
     fields.finish()?;
     let status = status.ok_or(ApiError::Unavailable)?;
     change(call, identity, &id, ApprovalChange::Report { status }, String::new()).await

@@ -19,8 +19,10 @@ use stage0_contract::{
     ApprovalId, CheckRequest, CheckResponse, ClientRequestId, FetchAction, FetchedAction, FieldError, KeyIdentity,
     PolicyVersion, RejectedRequest, ResponseMeta, ReviewRequest, RunId, Scope, canonical_hash,
 };
+use stage0_guard::Agent;
 use tokio::time::Instant;
 
+use super::hooks::{self, HookBody};
 use super::management::{send_within, visible_header};
 use crate::access_log;
 use crate::auth::{authenticate_until, require_any_scope};
@@ -51,10 +53,23 @@ const APPROVAL_ID: &str = "approval_id";
 /// Names the earliest version that the caller wants to be decided by.
 const MIN_POLICY: &str = "X-Stage0-Min-Policy";
 
+/// How a check comes in. All ways lead through the same steps.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Door {
+    /// The body is the check.
+    Check,
+    /// The body is the event of a coding agent's hook, which may ask about a tool call.
+    Hook(Agent),
+}
+
 pub(super) async fn check(state: Data<AppState>, request: HttpRequest, payload: Payload) -> HttpResponse {
+    enter(Door::Check, state, request, payload).await
+}
+
+pub(super) async fn enter(door: Door, state: Data<AppState>, request: HttpRequest, payload: Payload) -> HttpResponse {
     // In a task of its own: actix drops the handler of a client that disconnects, and then what was counted and what
     // was recorded would differ.
-    let answered = actix_web::rt::spawn(answer(state, request, payload)).await;
+    let answered = actix_web::rt::spawn(answer(door, state, request, payload)).await;
     answered.unwrap_or_else(|error| {
         tracing::error!(error = &error as &dyn Error, "a check ended early");
         HttpResponse::from_error(ApiError::Unavailable)
@@ -62,17 +77,20 @@ pub(super) async fn check(state: Data<AppState>, request: HttpRequest, payload: 
 }
 
 /// Runs the check, and tells the caller its rate limit also when it is refused.
-async fn answer(state: Data<AppState>, request: HttpRequest, payload: Payload) -> HttpResponse {
+async fn answer(door: Door, state: Data<AppState>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let _in_flight = InFlight::begin();
     let Some(context) = RequestContext::of(&request) else { return HttpResponse::from_error(ApiError::Unavailable) };
     let mut caller = None;
-    let result = run(&state, &request, context, payload, &mut caller).await;
-    let mut response = result.unwrap_or_else(|error| {
-        if let Some(caller) = request.extensions_mut().get_mut::<VerifiedCaller>() {
-            caller.unbind();
+    let result = run(door, &state, &request, context, payload, &mut caller).await;
+    let mut response = match result {
+        Ok(answer) => hooks::answered(&request, answer),
+        Err(error) => {
+            if let Some(caller) = request.extensions_mut().get_mut::<VerifiedCaller>() {
+                caller.unbind();
+            }
+            hooks::refusal(&request, &error, context.id)
         }
-        error.response(context.id)
-    });
+    };
     if let Some(limit) = caller.and_then(|identity| state.quotas.rate_limit(&identity)) {
         for (name, number) in [(LIMIT, limit.limit), (REMAINING, limit.remaining), (RESET, limit.reset)] {
             response.headers_mut().insert(name, HeaderValue::from(number));
@@ -83,6 +101,7 @@ async fn answer(state: Data<AppState>, request: HttpRequest, payload: Payload) -
 
 /// All steps of a check. `caller` is set as soon as it is known, also when the check is refused later.
 async fn run(
+    door: Door,
     state: &AppState,
     request: &HttpRequest,
     context: RequestContext,
@@ -112,13 +131,19 @@ async fn run(
     let caller = bind_to_rules(request)?;
     let identity = Arc::clone(caller.identity());
     // The permit stands for the memory that the request needs until it is answered.
-    let Body { object, bytes, permit: _permit } =
-        received.parse(&state.request_memory, Some(&identity.account), deadline).await?;
+    let body = match door {
+        Door::Check => received.parse(&state.request_memory, Some(&identity.account), deadline).await?,
+        Door::Hook(agent) => match hooks::read(agent, state, request, received, (&identity.account, deadline)).await? {
+            HookBody::Call(body) => body,
+            HookBody::Other(answer) => return Ok(answer),
+        },
+    };
+    let Body { object, bytes, permit: _permit } = body;
     if object.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {
         return Err(ApiError::PlanWithoutPro);
     }
 
-    let client_request_id = visible_header(request, "X-Request-Id", &mut errors);
+    let client_request_id = visible_header(request, "X-Request-Id", &mut errors).or_else(|| hooks::call_id(request));
     let idempotency_key = visible_header(request, IDEMPOTENCY_KEY, &mut errors);
     let received = Received { object, bytes, idempotency_key, errors };
     let Prepared { check, claim, reservation } = match prepare(state, context, &identity, received, deadline).await? {

@@ -16,8 +16,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use stage0_backplane::{ReadError, Seek};
 use stage0_contract::{
-    DeleteDecisions, FieldError, IssueCode, KeyIdentity, MarkRef, PermitDeletion, PublicKeys, RequestId, Scope,
-    SigningKeys, Verdict,
+    DeleteDecisions, FieldError, IssueCode, KeyIdentity, MAX_OUTCOMES_READ, MarkRef, OutcomeFilter, PermitDeletion,
+    PublicKeys, RequestId, Scope, SigningKeys, Verdict,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -34,6 +34,8 @@ use crate::read_pool::ReadPermit;
 use crate::response_body::{CutOff, HeldBody};
 use crate::state::AppState;
 
+mod outcomes;
+
 /// A deletion reads what it deletes.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Memory of one download: a chunk of the log, its lines, and the next chunk's lines.
@@ -46,6 +48,7 @@ pub(super) async fn get(call: Call, id: Path<String>) -> Result<HttpResponse, Ap
     let (decision, permit) = find_decision(&call.state, &identity, id).await?;
     let decision = decision.ok_or(ApiError::NotFound)?;
     let json = serde_json::to_vec(&decision).map_err(|error| read_failed(&error))?;
+    let json = outcomes::show(&call, &identity, id, &decision, json).await?;
     large_json(&call, &identity, json, permit)
 }
 
@@ -59,6 +62,7 @@ pub(super) async fn list(call: Call) -> Result<HttpResponse, ApiError> {
         environment: fields.text("environment"),
         code: fields.word("code", "must be an issue code", |text| IssueCode::parse(text).ok()),
         run_id: fields.text("run_id"),
+        outcome: fields.word("outcome", outcomes::FILTER_MUST, OutcomeFilter::parse),
     };
     let cursor = fields.word("cursor", "must be the `next_cursor` of an earlier page", Cursor::parse);
     let order = fields.word("order", "must be `asc` (the oldest first) or `desc` (the newest first)", Order::parse);
@@ -71,12 +75,23 @@ pub(super) async fn list(call: Call) -> Result<HttpResponse, ApiError> {
     let limit = usize::try_from(fields.page_limit()).unwrap_or(usize::MAX);
     fields.finish()?;
     let log = LogReader::new(&call.state.reading.log, &identity);
+    let outcomes = outcomes::Outcomes::of(&call.state, &identity);
     let page = async move {
-        let (items, next) = log.page(&filter, order, cursor, limit).await?;
-        items.page(next.map(|next| next.to_string()).as_deref())
+        let failed = |error: ReadError| read_failed(&error);
+        let (items, next) = match filter.outcome {
+            None => log.page(&filter, order, cursor, limit).await.map_err(failed)?,
+            Some(wanted) => {
+                let looked_at = if wanted == OutcomeFilter::Any { limit } else { MAX_OUTCOMES_READ };
+                let (items, next) = log.page(&filter, order, cursor, looked_at).await.map_err(failed)?;
+                let known = outcomes.read(items.allowed()).await?;
+                let (items, cut) = items.with_outcomes(wanted, &known, limit).map_err(failed)?;
+                (items, cut.or(next))
+            }
+        };
+        items.page(next.map(|next| next.to_string()).as_deref()).map_err(failed)
     };
     let (page, permit) = call.state.read_pool.page(account, read_deadline(&call.state), page).await?;
-    large_json(&call, &identity, page.map_err(|error| read_failed(&error))?, permit)
+    large_json(&call, &identity, page?, permit)
 }
 
 pub(super) async fn verify(call: Call) -> Result<HttpResponse, ApiError> {
@@ -216,7 +231,7 @@ pub(super) fn large_json(
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(HeldBody::new(body.into(), hold, permit).boxed()))
 }
 
-fn read_failed(error: &(dyn Error + 'static)) -> ApiError {
+pub(super) fn read_failed(error: &(dyn Error + 'static)) -> ApiError {
     tracing::error!(error, "decisions could not be read");
     ApiError::Missing(Part::LogUnread)
 }

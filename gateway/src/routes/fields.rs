@@ -56,6 +56,24 @@ impl Fields {
         }
     }
 
+    /// Refuses for reasons that were found elsewhere.
+    pub(super) fn refuse_all(&mut self, errors: Vec<FieldError>) {
+        self.errors.extend(errors);
+    }
+
+    /// Refuses what is wrong in the members of another object, with the path of that object before their names.
+    pub(super) fn refuse_within(&mut self, path: &str, inner: Self) {
+        if let Err(ApiError::Invalid(errors)) = inner.finish() {
+            let within = |error: FieldError| FieldError::new(format!("{path}.{}", error.path), error.message);
+            self.errors.extend(errors.into_iter().map(within));
+        }
+    }
+
+    /// A member as it was sent.
+    pub(super) fn value(&mut self, name: &str) -> Option<Value> {
+        self.members.remove(name)
+    }
+
     /// Whether the member is there, null included.
     pub(super) fn has(&self, name: &str) -> bool {
         self.members.contains_key(name)
@@ -65,7 +83,7 @@ impl Fields {
         self.members.get(name).is_some_and(Value::is_null) && self.members.remove(name).is_some()
     }
 
-    fn optional<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+    pub(super) fn optional<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
         let value = self.members.remove(name).filter(|value| !value.is_null())?;
         let read = read(&value);
         if read.is_none() {
@@ -120,10 +138,7 @@ impl Fields {
         let members = self.optional(name, "must be an object", |v| v.as_object().cloned())?;
         let mut inner = Self::of_body(members, Vec::new());
         let read = read(&mut inner);
-        if let Err(ApiError::Invalid(errors)) = inner.finish() {
-            let within = |error: FieldError| FieldError::new(format!("{name}.{}", error.path), error.message);
-            self.errors.extend(errors.into_iter().map(within));
-        }
+        self.refuse_within(name, inner);
         Some(read)
     }
 
@@ -146,12 +161,12 @@ impl Fields {
 
     pub(super) fn events(&mut self) -> Option<Vec<String>> {
         let must =
-            "must be the type of an event, such as `approval.requested`, or `approval.*`, `stop.*` or `policy.*`";
+            "must be the type of an event, such as `approval.requested`, or a kind, such as `approval.*` or `guard.*`";
         self.items("events", must, |v| v.as_str().filter(|event| WebhookFilters::can_name(event)).map(str::to_owned))
     }
 
     /// An array whose bad items are each named.
-    fn items<T>(&mut self, name: &str, must: &str, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    pub(super) fn items<T>(&mut self, name: &str, must: &str, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
         let items = self.optional(name, "must be an array", |value| value.as_array().cloned())?;
         Some(self.each(&items, name, must, read))
     }

@@ -146,20 +146,9 @@ fn delegation_event(member: &Member, by: &KeyIdentity) -> ApprovalEvent {
     }
     let own = by.holder.as_ref().and_then(|holder| holder.member.as_ref());
     ApprovalEvent {
-        kind: LineType::ApprovalDelegated,
-        event_id: Uuid::now_v7(),
-        at: Timestamp::now(),
-        approval_id: None,
-        grant_id: None,
-        stop_id: None,
-        action_digest: None,
-        policy_version: None,
-        floor_version: None,
-        environment: None,
-        request_id: None,
         actor: Some(EventActor::of(&by.key_id, own)),
-        reason: None,
         details,
+        ..ApprovalEvent::new(LineType::ApprovalDelegated, Uuid::now_v7(), Timestamp::now())
     }
 }
 

@@ -131,7 +131,13 @@ mod tests {
             rules: stage0_contract::AccountRules::default(),
             key_id: key(byte).id().clone(),
             account: AccountId::parse(&format!("acc_{byte}")).unwrap(),
-            scopes: Scopes::from([Scope::Check, Scope::RunsManage]),
+            scopes: Scopes::from([
+                Scope::Check,
+                Scope::DecisionsRead,
+                Scope::RunsManage,
+                Scope::KeysManage,
+                Scope::OutcomesReport,
+            ]),
             plan: Plan::Free,
             expires_at: None,
             retention_days: 30,
@@ -179,22 +185,30 @@ mod tests {
     }
 
     #[actix_web::test]
-    async fn calls_of_runs_and_usage_count_as_reads_of_their_account_alone() {
+    async fn calls_of_runs_usage_outcomes_and_guards_count_as_reads_of_their_account_alone() {
         let backplane = Backplane::embedded();
         serve(&backplane).await;
-        let state = state(&backplane, |config| config.reads_per_second_per_account = NonZeroU32::new(5));
+        let state = state(&backplane, |config| config.reads_per_second_per_account = NonZeroU32::new(9));
         let app = init_service(app("", Some(&state))).await;
-        let over = [StatusCode::TOO_MANY_REQUESTS; 5];
-        let missing = StatusCode::NOT_FOUND;
-        let other = [missing, missing, missing, missing, StatusCode::OK];
-        for (byte, expected) in [(1, over), (2, other)] {
+        let over = [StatusCode::TOO_MANY_REQUESTS; 9];
+        // No evaluator serves guards here, and no outcome can be recorded.
+        let (missing, unserved) = (StatusCode::NOT_FOUND, StatusCode::SERVICE_UNAVAILABLE);
+        let served = [missing, missing, missing, missing, StatusCode::OK];
+        let other: Vec<_> = served.into_iter().chain([unserved; 4]).collect();
+        for (byte, expected) in [(1, over.to_vec()), (2, other)] {
             let (run, usage) = ("/v1/runs/r", "/usage");
+            let outcome = "/v1/decisions/0190163d-8694-739b-aea5-966c26f8ad91/outcome";
+            let report = serde_json::json!({"guard_id": "g", "kind": "k", "version": "1", "next_within_seconds": 0});
             let calls = [
                 TestRequest::get().uri(run),
                 TestRequest::get().uri("/v1/runs"),
                 TestRequest::delete().uri(run),
                 settling(byte),
                 TestRequest::get().uri(usage),
+                TestRequest::post().uri(outcome).set_json(serde_json::json!({"status": "failed"})),
+                TestRequest::post().uri("/v1/guards").set_json(&report),
+                TestRequest::get().uri("/v1/guards"),
+                TestRequest::delete().uri("/v1/guards/g"),
             ];
             for (number, (call, status)) in calls.into_iter().zip(expected).enumerate() {
                 // However slow this machine is, the first account has no read left.

@@ -135,20 +135,12 @@ fn stop_event(kind: LineType, stop: &Stop, at: Timestamp, reason: String, by: &K
     details.extend(stop.until.map(|until| ("until".to_owned(), until.to_string().into())));
     let member = by.holder.as_ref().and_then(|holder| holder.member.as_ref());
     ApprovalEvent {
-        kind,
-        event_id: Uuid::now_v7(),
-        at,
-        approval_id: None,
-        grant_id: None,
         stop_id: Some(stop.id.clone()),
-        action_digest: None,
-        policy_version: None,
-        floor_version: None,
         environment: stop.value.clone().filter(|_| stop.scope == StopScope::Environment),
-        request_id: None,
         actor: Some(EventActor::of(&by.key_id, member)),
         reason: Some(reason),
         details,
+        ..ApprovalEvent::new(kind, Uuid::now_v7(), at)
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) fn event(kind: &str, event_id: u32) -> ApprovalEvent {
 }
 
 pub(crate) fn reference(event: &ApprovalEvent) -> EventRef {
-    EventRef { event_id: event.event_id, approval_id: event.approval_id.clone(), grant_id: event.grant_id.clone() }
+    EventRef::of(event)
 }
 
 #[tokio::test]

@@ -204,8 +204,8 @@ async fn a_filter_of_events_names_each_item_that_no_event_has() {
         (json!([null]), vec!["events[0]"], "such as `approval.requested`"),
         (json!([["approval.*"]]), vec!["events[0]"], "such as `approval.requested`"),
         (json!(["", "approval.requested"]), vec!["events[0]"], "such as `approval.requested`"),
-        (json!(["stop.*", "Approval.*", "stop.started "]), vec!["events[1]", "events[2]"], "or `approval.*`"),
-        (json!(["decisions.expired", "approval.used"]), vec!["events[0]"], "or `approval.*`"),
+        (json!(["stop.*", "Approval.*", "stop.started "]), vec!["events[1]", "events[2]"], "such as `approval.*`"),
+        (json!(["decisions.expired", "approval.used"]), vec!["events[0]"], "such as `approval.*`"),
     ] {
         let answer = stack.post(TENANT, "/v1/webhooks", &with(url.clone(), "events", events.clone())).await;
         refuses(&answer, &bad, says);

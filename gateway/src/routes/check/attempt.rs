@@ -14,7 +14,7 @@ use stage0_backplane::{RequestError, Requests};
 use stage0_contract::{
     ApprovalEvent, ApprovalRef, ApprovalSource, CallerTexts, CheckRequest, CheckResponse, ClientOrigin,
     ClientRequestId, Decision, Durations, EvaluateReply, EvaluateRequest, Evaluation, KeyIdentity, LineType,
-    MAX_KEPT_FACTS_BYTES, PolicyVersion, RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role,
+    MAX_KEPT_FACTS_BYTES, PolicyVersion, RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role, Scope,
     Severity, Verdict, recordable as recordable_line,
 };
 use tokio::time::Instant;
@@ -157,7 +157,7 @@ impl Attempt<'_> {
         if let Some(approval) = &mut decision.approval {
             approval.url = state.public_url(&approval.url);
         }
-        let used = used_approval(&decision, approval_source, context.id);
+        let used = reserved(identity, &decision, approval_source, context.id);
         if let Err(error) = self.require_policy(&decision, required.as_ref()) {
             if used.is_some() {
                 Box::pin(settle(state, &identity.account, &[], used)).await;
@@ -397,6 +397,19 @@ async fn evaluate(
             Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Busy)))
         }
     }
+}
+
+/// What is free again if the decision is surely not recorded: an approval or a grant, and for a key that reports
+/// outcomes the action, of which an end may be awaited.
+fn reserved(
+    identity: &KeyIdentity,
+    decision: &Decision,
+    source: Option<ApprovalSource>,
+    request_id: RequestId,
+) -> Option<Released> {
+    let awaits_outcome = decision.verdict == Verdict::Allow && identity.scopes.contains(&Scope::OutcomesReport);
+    let action = || awaits_outcome.then_some(Released { request_id, approval_id: None, grant_id: None });
+    used_approval(decision, source, request_id).or_else(action)
 }
 
 /// What the evaluator reserved for this check: an approval or a wider grant that allowed it.

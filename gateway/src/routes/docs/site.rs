@@ -69,6 +69,14 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        label: "Guarding agents",
+        calls_the_api: false,
+        documents: &[
+            document!("guards/README.md", "Guards for coding agents"),
+            document!("guards/mcp.md", "Guard for MCP"),
+        ],
+    },
+    Group {
         label: "Running it",
         calls_the_api: false,
         documents: &[

@@ -1,15 +1,16 @@
-//! Records what happened to approvals without a caller who waits for it, and what an earlier gateway left unrecorded.
+//! Records what happens without a caller who waits for it, and what an earlier gateway left unrecorded.
 //!
-//! Evaluators expire and escalate what is past its time when they are asked, and hand out events that are not known to
-//! be recorded, each to one gateway at a time. They also name uses that no gateway has confirmed, which are looked up
-//! in the log. Runs in every gateway, so that none has to be alive. INVARIANT: only while every process can read such
-//! lines; until then events stay in the evaluators' outbox.
+//! Evaluators expire and escalate approvals that are past their time when they are asked, notice guards that are
+//! silent, and hand out events that are not known to be recorded, each to one gateway at a time. They also name uses of
+//! approvals that no gateway has confirmed, which are looked up in the log. Runs in every gateway, so that none has to
+//! be alive. INVARIANT: only while every process can read such lines; until then events stay in the evaluators' outbox.
 
 use std::time::Duration;
 
 use stage0_backplane::RequestError;
 use stage0_contract::{
-    AccountEvents, AccountId, CollectEvents, CollectedEvents, ManageReply, RequestId, UnconfirmedUse,
+    AccountEvents, AccountId, CollectEvents, CollectSilentGuards, CollectedEvents, ManageReply, Request, RequestId,
+    UnconfirmedUse,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +33,7 @@ const MAX_FAILURES: u32 = 3;
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
-enum MaintenanceError {
+enum CollectionError {
     #[error("no evaluator hands events out")]
     Ask(#[from] RequestError),
     #[error("the evaluator could not hand events out: {0}")]
@@ -43,30 +44,45 @@ enum MaintenanceError {
 
 /// Runs until the gateway drains.
 pub(crate) async fn run(state: &AppState, stop: &CancellationToken) {
-    let mut logged: Option<Instant> = None;
+    let mut logged: [Option<Instant>; 2] = [None; 2];
     while stop.run_until_cancelled(tokio::time::sleep(jittered(INTERVAL))).await.is_some() {
         if !state.can_record() {
             continue;
         }
-        // A round is not cut off in the middle: what it has appended is settled.
-        if let Err(error) = collect(state, stop).await
-            && logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL)
-        {
-            logged = Some(Instant::now());
-            tracing::warn!(error = &error as &dyn std::error::Error, "events of approvals are not recorded now");
+        let ended = ["approvals", "guards"].into_iter().zip(round(state, stop).await);
+        for ((of, ended), logged) in ended.zip(&mut logged) {
+            if let Err(error) = ended
+                && logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL)
+            {
+                *logged = Some(Instant::now());
+                tracing::warn!(of, error = &error as &dyn std::error::Error, "events are not recorded now");
+            }
         }
     }
 }
 
+/// Collects of approvals and of guards; neither stops the other. It is not cut off in the middle: what it has appended
+/// is settled.
+async fn round(state: &AppState, stop: &CancellationToken) -> [Result<(), CollectionError>; 2] {
+    [
+        collect(state, stop, |cursor| CollectEvents { cursor }).await,
+        collect(state, stop, |cursor| CollectSilentGuards { cursor }).await,
+    ]
+}
+
 /// Records and settles everything that evaluators hand out now. An account that fails does not stop the others.
-async fn collect(state: &AppState, stop: &CancellationToken) -> Result<(), MaintenanceError> {
+async fn collect<M: Request<Reply = ManageReply<CollectedEvents>>>(
+    state: &AppState,
+    stop: &CancellationToken,
+    ask: impl Fn(Option<String>) -> M,
+) -> Result<(), CollectionError> {
     let mut cursor = None;
     let (mut result, mut failures) = (Ok(()), 0);
     for _ in 0..MAX_PAGES {
-        let page = match state.requests().request(&CollectEvents { cursor }, TIMEOUT).await? {
+        let page = match state.requests().request(&ask(cursor), TIMEOUT).await? {
             ManageReply::Done(page) => page,
-            ManageReply::Busy => return Err(MaintenanceError::Refused("it is busy")),
-            ManageReply::Failed | ManageReply::Refused(_) => return Err(MaintenanceError::Refused("it failed")),
+            ManageReply::Busy => return Err(CollectionError::Refused("it is busy")),
+            ManageReply::Failed | ManageReply::Refused(_) => return Err(CollectionError::Refused("it failed")),
         };
         let CollectedEvents { accounts, next_cursor } = page;
         for events in accounts {
@@ -86,12 +102,12 @@ async fn collect(state: &AppState, stop: &CancellationToken) -> Result<(), Maint
     result
 }
 
-async fn record_events(state: &AppState, collected: AccountEvents) -> Result<(), MaintenanceError> {
+async fn record_events(state: &AppState, collected: AccountEvents) -> Result<(), CollectionError> {
     let AccountEvents { account, retention_days, events, unconfirmed } = collected;
     confirm_uses(state, &account, unconfirmed).await;
-    let id = RequestId::new(Uuid::now_v7()).map_err(|error| MaintenanceError::NotRecorded(error.to_string()))?;
+    let id = RequestId::new(Uuid::now_v7()).map_err(|error| CollectionError::NotRecorded(error.to_string()))?;
     for events in events.chunks(MAX_LINES) {
-        let not_recorded = |error: crate::errors::ApiError| MaintenanceError::NotRecorded(error.to_string());
+        let not_recorded = |error: crate::errors::ApiError| CollectionError::NotRecorded(error.to_string());
         let lines = event_lines(&account, events).map_err(not_recorded)?;
         let group = LineGroup { caller: None, account: account.clone(), retention_days, lines };
         let recorded = record(state, id, group, Instant::now() + TIMEOUT).await;
@@ -135,6 +151,7 @@ mod tests {
     use stage0_contract::{EventsSettled, SettleEvents};
 
     const COLLECTED: &str = include_str!("../../contract/fixtures/collected_events.json");
+    const SILENT: &str = include_str!("../../contract/fixtures/silent_guards_collected.json");
 
     #[tokio::test]
     async fn a_round_records_and_settles_the_events_of_every_page() {
@@ -159,13 +176,48 @@ mod tests {
                 settle.answer(&ManageReply::Done(EventsSettled {})).await;
             }
         };
-        let (round, ()) = tokio::join!(collect(&state, &stop), serving);
-        round.unwrap();
+        let (ended, ()) = tokio::join!(round(&state, &stop), serving);
+        let [approvals, guards] = ended;
+        approvals.unwrap();
+        assert!(matches!(guards, Err(CollectionError::Ask(RequestError::NoResponders))), "{guards:?}");
         assert_eq!(settled.len(), 2);
         let deadline = Instant::now() + TIMEOUT;
         let entry = backplane.log.last(&account, EntryKind::Decisions, deadline).await.unwrap().unwrap();
         let line = String::from_utf8(entry.lines().last().unwrap().to_vec()).unwrap();
         assert!(line.contains("\"type\":\"approval.requested\"") && line.contains("\"sequence\":2"), "{line}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_guard_is_recorded_and_settled_also_while_no_event_of_an_approval_can_be_had() {
+        let backplane = Backplane::embedded();
+        let (state, writer) = state_and_writer(&backplane, |_| {});
+        let stop = CancellationToken::new();
+        tokio::spawn(writer.run(stop.clone()));
+        let mut approvals = backplane.requests.serve::<CollectEvents>().await.unwrap();
+        let mut guards = backplane.requests.serve::<CollectSilentGuards>().await.unwrap();
+        let mut settles = backplane.requests.serve::<SettleEvents>().await.unwrap();
+        let page: ManageReply<CollectedEvents> = serde_json::from_str(SILENT).unwrap();
+        let ManageReply::Done(page) = page.clone() else { panic!("the fixture has changed") };
+        let page = CollectedEvents { next_cursor: None, ..page };
+        let silent = page.accounts[0].clone();
+        let serving = async {
+            approvals.next().await.unwrap().answer(&ManageReply::Failed).await;
+            guards.next().await.unwrap().answer(&ManageReply::Done(page.clone())).await;
+            let settle = settles.next().await.unwrap();
+            let recorded = settle.request.recorded.clone();
+            settle.answer(&ManageReply::Done(EventsSettled {})).await;
+            recorded
+        };
+        let (ended, settled) = tokio::join!(round(&state, &stop), serving);
+        let [approvals, guards] = ended;
+        assert!(matches!(approvals, Err(CollectionError::Refused("it failed"))), "{approvals:?}");
+        guards.unwrap();
+        let expected: Vec<_> = silent.events.iter().map(stage0_contract::EventRef::of).collect();
+        assert_eq!((settled[0].guard_id.is_some(), &settled), (true, &expected));
+        let deadline = Instant::now() + TIMEOUT;
+        let entry = backplane.log.last(&silent.account, EntryKind::Decisions, deadline).await.unwrap().unwrap();
+        let line = String::from_utf8(entry.lines().last().unwrap().to_vec()).unwrap();
+        assert!(line.contains("\"type\":\"guard.silent\""), "{line}");
     }
 
     #[tokio::test]
@@ -181,7 +233,8 @@ mod tests {
         let lines = vec![crate::recorder::NewLine { kind: stage0_contract::LineType::Decision, body }];
         let group = LineGroup { caller: None, account: account.clone(), retention_days: 30, lines };
         record(&state, recorded, group, Instant::now() + TIMEOUT).await.unwrap();
-        let event = |event_id| stage0_contract::EventRef { event_id, approval_id: None, grant_id: None };
+        let approval = stage0_contract::ApprovalId::parse("apr_1").unwrap();
+        let event = |event_id| stage0_contract::EventRef::of_approval(event_id, approval.clone());
         let [first, second] = [(); 2].map(|()| Uuid::now_v7());
         let uses = [(recorded, first), (missing, second)];
         let uses = uses.map(|(request_id, id)| UnconfirmedUse { request_id, event: event(id) }).to_vec();
@@ -220,8 +273,8 @@ mod tests {
             assert_eq!(settle.request.account, account);
             settle.answer(&ManageReply::Done(EventsSettled {})).await;
         };
-        let (round, ()) = tokio::join!(collect(&state, &stop), serving);
-        assert!(matches!(round, Err(MaintenanceError::NotRecorded(_))), "the fault is still reported");
+        let (round, ()) = tokio::join!(collect(&state, &stop, |cursor| CollectEvents { cursor }), serving);
+        assert!(matches!(round, Err(CollectionError::NotRecorded(_))), "the fault is still reported");
     }
 
     #[tokio::test]
@@ -229,7 +282,10 @@ mod tests {
         let backplane = Backplane::embedded();
         let (state, writer) = state_and_writer(&backplane, |_| {});
         let stop = CancellationToken::new();
-        assert!(matches!(collect(&state, &stop).await, Err(MaintenanceError::Ask(RequestError::NoResponders))));
+        assert!(matches!(
+            collect(&state, &stop, |cursor| CollectEvents { cursor }).await,
+            Err(CollectionError::Ask(RequestError::NoResponders))
+        ));
         let mut collects = backplane.requests.serve::<CollectEvents>().await.unwrap();
         // Without the task that records, nothing is.
         drop(writer);
@@ -237,8 +293,8 @@ mod tests {
             let page = serde_json::from_str(COLLECTED).unwrap();
             collects.next().await.unwrap().answer(&page).await;
         };
-        let (round, ()) = tokio::join!(collect(&state, &stop), serving);
-        assert!(matches!(round, Err(MaintenanceError::NotRecorded(_))));
+        let (round, ()) = tokio::join!(collect(&state, &stop, |cursor| CollectEvents { cursor }), serving);
+        assert!(matches!(round, Err(CollectionError::NotRecorded(_))));
     }
 
     #[test]
