@@ -17,10 +17,13 @@ use crate::settings::{self, CommandKind, Flags};
 pub(crate) mod accounts;
 pub(crate) mod approvals;
 pub(crate) mod decisions;
+pub(crate) mod guard;
+pub(crate) mod guards;
 pub(crate) mod keys;
 pub(crate) mod members;
 pub(crate) mod nats;
 pub(crate) mod number;
+pub(crate) mod outcomes;
 pub(crate) mod policies;
 pub(crate) mod policy;
 pub(crate) mod runs;
@@ -32,9 +35,12 @@ pub(crate) mod when;
 use accounts::AccountsCommand;
 use approvals::ApprovalsCommand;
 use decisions::DecisionsCommand;
+use guard::GuardCommand;
+use guards::GuardsCommand;
 use keys::KeysCommand;
 use members::MembersCommand;
 use nats::{NatsAdminCommand, NatsConfigArgs, NatsKeysCommand};
+use outcomes::OutcomesCommand;
 use policies::POLICY_SERVER_COMMANDS;
 use policy::AnyPolicyCommand;
 use runs::RunsCommand;
@@ -49,6 +55,9 @@ pub(crate) const CLIENT_COMMANDS: &[&str] = &[
     "check",
     "approvals",
     "decisions",
+    "outcomes",
+    "guard",
+    "guards",
     "runs",
     "usage",
     "stop",
@@ -170,6 +179,29 @@ Examples:
   stage0 decisions export --from -30d --out decisions.ndjson
   stage0 decisions verify")]
     Decisions(DecisionsCommand),
+    /// Counts, lists and reports what came of allowed actions
+    #[command(subcommand)]
+    #[command(after_help = "\
+Uses the account's key, as `decisions` does, with the scope `decisions:read`; `report` needs `outcomes:report`, and
+`runs:manage` too for a cost below the estimate.
+
+Examples:
+  stage0 outcomes summary --from -7d
+  stage0 outcomes list --outcome unknown
+  stage0 outcomes report 0190163d-8694-739b-aea5-966c26f8ad91 succeeded --cost-usd 0.42")]
+    Outcomes(OutcomesCommand),
+    /// Enforces decisions beside an agent: coding agents' hooks and MCP servers
+    #[command(subcommand)]
+    Guard(GuardCommand),
+    /// Lists the guards that enforce decisions beside agents, and which of them went silent
+    #[command(subcommand)]
+    #[command(after_help = "\
+Uses the account's key, as `decisions` does, with the scope `decisions:read`; `forget` needs `keys:manage`.
+
+Examples:
+  stage0 guards list
+  stage0 guards list --state silent")]
+    Guards(GuardsCommand),
     /// Lists, shows, ends and settles runs
     #[command(subcommand)]
     #[command(after_help = "\
@@ -523,6 +555,9 @@ mod tests {
             "dev",
             "evaluator",
             "gateway",
+            "guard hook",
+            "guard install",
+            "guard uninstall",
             "keystore",
             "nats-config",
             "nats-keys create",

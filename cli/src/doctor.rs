@@ -34,7 +34,7 @@ const PRIVATE: [&str; 3] = [OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FIL
 /// The JSON words are older than the names here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Severity {
+pub(crate) enum Severity {
     #[serde(rename = "good")]
     Ok,
     /// It was not examined; another command does it.
@@ -46,7 +46,7 @@ enum Severity {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Finding {
+pub(crate) struct Finding {
     #[serde(rename = "how")]
     severity: Severity,
     about: &'static str,
@@ -55,7 +55,7 @@ struct Finding {
 }
 
 impl Finding {
-    fn ok(about: &'static str, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(about: &'static str, found: impl Into<String>) -> Self {
         Self { severity: Severity::Ok, about, found: found.into(), advice: String::new() }
     }
 
@@ -63,11 +63,11 @@ impl Finding {
         Self { severity: Severity::Skipped, about, found: found.into(), advice: advice.into() }
     }
 
-    fn warn(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(crate) fn warn(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { severity: Severity::Warn, about, found: found.into(), advice: advice.into() }
     }
 
-    fn error(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(crate) fn error(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { severity: Severity::Error, about, found: found.into(), advice: advice.into() }
     }
 }
@@ -149,7 +149,7 @@ fn finish<T>(role: Role, mut findings: Vec<Finding>, settings: &OnNats<T>, as_js
 }
 
 /// Prints the findings; one that is bad is exit code 1.
-fn report(subject: &serde_json::Value, findings: &[Finding], as_json: bool) -> Exit {
+pub(crate) fn report(subject: &serde_json::Value, findings: &[Finding], as_json: bool) -> Exit {
     let is_bad = findings.iter().any(|finding| finding.severity == Severity::Error);
     let written = if as_json {
         out::json(&serde_json::json!({"role": subject, "ok": !is_bad, "findings": findings}))

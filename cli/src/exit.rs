@@ -9,7 +9,7 @@ pub(crate) enum Exit {
     Done = 0,
     /// Not done; for `check`: DENY.
     Failed = 1,
-    /// `check` only: DEFER.
+    /// For `check`: DEFER; for `guard hook`: the tool must not run.
     Deferred = 2,
     /// `check` only: nothing was decided, so the action must not run.
     NoDecision = 3,

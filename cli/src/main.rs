@@ -18,6 +18,8 @@ mod doctor;
 mod exit;
 mod failure;
 mod files;
+mod guard;
+mod guards;
 mod health;
 mod keys;
 mod logins;
@@ -28,6 +30,7 @@ mod nats_config;
 mod nats_safety;
 mod new_file;
 mod out;
+mod outcomes;
 mod policies;
 mod policy;
 mod receiver;
@@ -50,6 +53,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // Every file of this process is private to its user, also those of libraries (sled), whatever umask the shell has.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    ExitCode::from(run::run(std::env::args_os()) as u8)
+    let inherited = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    guard::mcp::keep_umask(inherited);
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if let Some(code) = guard::mcp::launched(&arguments) {
+        return ExitCode::from(code);
+    }
+    guard::hook::arm(&arguments);
+    ExitCode::from(guard::hook::ended(run::run(arguments)) as u8)
 }

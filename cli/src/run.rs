@@ -12,8 +12,8 @@ use crate::exit::{Exit, ended};
 use crate::settings::client::ClientSettings;
 use crate::settings::{CommandKind, Sources, markdown, roles as of};
 use crate::{
-    accounts, approvals, check, decisions, dev, doctor, health, keys, members, message_keys, nats_admin, nats_config,
-    out, policies, policy, receiver, roles, runs, stack, status, stops, usage, webhooks,
+    accounts, approvals, check, decisions, dev, doctor, guard, guards, health, keys, members, message_keys, nats_admin,
+    nats_config, out, outcomes, policies, policy, receiver, roles, runs, stack, status, stops, usage, webhooks,
 };
 
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
@@ -22,7 +22,9 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let asks_for_decision = arguments.get(1).is_some_and(|command| command == "check");
     let matches = match args::command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
-        Err(help) if !help.use_stderr() => return done(out::write(help.render().to_string().as_bytes())),
+        Err(help) if !help.use_stderr() && !guard::hook::is_armed() => {
+            return done(out::write(help.render().to_string().as_bytes()));
+        }
         Err(error) => {
             out::stderr_line(error.render().to_string().trim_end());
             return if asks_for_decision { no_decision() } else { Exit::Usage };
@@ -61,6 +63,9 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         CliCommand::Stops(args) => ask(given(CommandKind::Client), |s| stops::list(&args, s)),
         CliCommand::Members(command) => ask(given(CommandKind::Client), |s| members::run(&command, s)),
         CliCommand::Decisions(command) => ask(given(CommandKind::Client), |s| decisions::run(&command, s)),
+        CliCommand::Outcomes(command) => ask(given(CommandKind::Client), |s| outcomes::run(&command, s)),
+        CliCommand::Guard(command) => with(of::client(given(CommandKind::Client)), |s| guard::run(&command, &s)),
+        CliCommand::Guards(command) => ask(given(CommandKind::Client), |s| guards::run(&command, s)),
         CliCommand::Runs(command) => ask(given(CommandKind::Client), |s| runs::run(&command, s)),
         CliCommand::Usage(Json { json }) => ask(given(CommandKind::Client), |s| usage::run(json, s)),
         CliCommand::Webhooks(command) => ask(given(CommandKind::Client), |s| webhooks::run(&command, s)),
