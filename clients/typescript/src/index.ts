@@ -1,0 +1,11 @@
+export { Client } from "./client.js";
+export type { CallOptions, CheckOptions, ClientOptions, Facts } from "./client.js";
+export type { Action, ActionOptions, GuardOptions } from "./action.js";
+export { Decision } from "./decision.js";
+export { Deferred, Denied, NotAllowed, NotConfigured, Undecided } from "./errors.js";
+export { canonicalJson, sha256OfJson } from "./json.js";
+export type { OutcomeDetails } from "./outcome.js";
+export type { ServerOptions } from "./settings.js";
+export type * from "./wire.js";
+export { selftest, SelftestFailed } from "./selftest.js";
+export type { Probe, SelftestOptions, SelftestRow } from "./selftest.js";
