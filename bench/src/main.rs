@@ -12,6 +12,7 @@ mod discard_log;
 mod environments;
 mod flood;
 mod floors;
+mod guards;
 mod http_message;
 mod load;
 mod product;
@@ -22,6 +23,7 @@ mod request;
 mod webhooks;
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -45,6 +47,24 @@ enum Command {
     Compare(Compare),
     /// Good traffic at a steady rate, alone and while bad keys arrive from many addresses, embedded and on NATS
     Flood(Flood),
+    /// A hook and the MCP guard against a bare check and a bare tool call
+    Guard(GuardArgs),
+    /// The MCP server that `guard` puts behind the guard
+    #[command(hide = true)]
+    McpEcho,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GuardArgs {
+    /// Rounds: each measures every contestant once
+    #[arg(long, default_value_t = 300)]
+    calls: usize,
+    /// The binary under test
+    #[arg(long, value_name = "FILE", default_value = "target/dist/stage0")]
+    stage0: PathBuf,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -100,6 +120,8 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let text = match &cli.command {
         Command::Compare(settings) => render(&runtime.block_on(contest::compare(settings))?, settings.json),
+        Command::Guard(settings) => render(&runtime.block_on(guards::guards(settings))?, settings.json),
+        Command::McpEcho => return guards::echo(),
         Command::Flood(settings) => render(&runtime.block_on(flood::flood(settings))?, settings.json),
     };
     // The servers of this process end with it.
