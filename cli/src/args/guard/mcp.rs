@@ -39,7 +39,7 @@ pub(crate) struct McpArgs {
     /// Lets --listen be an address that other machines reach
     #[arg(long, requires = "listen")]
     pub(crate) listen_beyond_loopback: bool,
-    /// Web page that may use the guard, such as https://inspector.example; may be given again
+    /// Web page that may use the guard, such as `https://inspector.example`; may be given again
     #[arg(long, value_name = "ORIGIN", requires = "listen")]
     pub(crate) allow_origin: Vec<String>,
     /// Further name of this machine in clients' URLs; may be given again
