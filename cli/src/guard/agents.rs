@@ -83,7 +83,7 @@ const CODEX: Profile = Profile {
     others: &["PostToolUse", "SessionStart", "SessionEnd"],
     fail_closed: FailClosed::Never,
     off: &[],
-    by_hand: "start `codex`, open `/hooks` and trust the new hooks: until then Codex skips them and runs the tools",
+    by_hand: "start `codex`, open `/hooks`, trust the new hooks: until then Codex skips them, also in `codex exec`",
     not_covered: &[
         "a hook that is not trusted yet, or was changed, is skipped and the tool runs",
         "a hook that crashes, is killed, or is later than its timeout lets the tool run",
@@ -117,6 +117,7 @@ const GEMINI: Profile = Profile {
     off: &[(&["hooksConfig", "enabled"], false), (&["hooks", "enabled"], false), (&["tools", "enableHooks"], false)],
     by_hand: "",
     not_covered: &[
+        "a session whose working directory was deleted runs no hooks",
         "a hook that the agent kills, or that is later than its timeout, is a warning, and the tool runs",
         "tools that run at the model's provider are no tool calls here",
     ],
@@ -195,7 +196,9 @@ impl Profile {
         hook.insert("command".to_owned(), json!(command));
         // Gemini counts in milliseconds.
         let unit = if self.agent == Agent::Gemini { 1_000 } else { 1 };
-        hook.insert("timeout".to_owned(), json!(AGENT_TIMEOUT_SECONDS * unit));
+        // Codex allows no more for this one, and warns at each start.
+        let seconds = if (self.agent, event) == (Agent::Codex, "SessionEnd") { 3 } else { AGENT_TIMEOUT_SECONDS };
+        hook.insert("timeout".to_owned(), json!(seconds * unit));
         if self.agent == Agent::Gemini {
             hook.insert("name".to_owned(), json!("stage0"));
         }

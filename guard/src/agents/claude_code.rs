@@ -62,9 +62,11 @@ pub(super) fn read(members: &Map<String, Value>) -> Result<Event, Unreadable> {
 /// A call in the members that Claude Code and Codex share.
 pub(super) fn call(agent: &str, event: String, members: &Map<String, Value>) -> Result<ToolCall, Unreadable> {
     let name = required(members, "tool_name")?;
-    // Where the event names the server, its name may hold the separator.
-    let stated = members.get("mcp_server").and_then(Value::as_str).and_then(|server| {
-        let tool = name.strip_prefix("mcp__")?.strip_prefix(server)?.strip_prefix("__")?;
+    // Where the event names the server, its name may hold the separator. In the tool's name it is normalised.
+    let named = members.get("mcp_server").and_then(|server| server.as_str().or_else(|| server.get("name")?.as_str()));
+    let stated = named.and_then(|server| {
+        let normal: String = server.chars().map(normalised).collect();
+        let tool = name.strip_prefix("mcp__")?.strip_prefix(&normal)?.strip_prefix("__")?;
         Some((Some(server.to_owned()), tool.to_owned()))
     });
     let (server, tool) = stated.unwrap_or_else(|| split_mcp(&name));
@@ -78,6 +80,10 @@ pub(super) fn call(agent: &str, event: String, members: &Map<String, Value>) -> 
         arguments: arguments(members, "tool_input")?,
         call_id: optional(members, "tool_use_id")?,
     })
+}
+
+fn normalised(c: char) -> char {
+    if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' }
 }
 
 /// An end in the members that Claude Code and Codex share.
@@ -112,4 +118,29 @@ pub(super) fn answer(event: Option<&str>, decision: &Decision, grant: bool) -> A
 pub(super) fn denial(event: &str, text: &str) -> Value {
     json!({"hookSpecificOutput": {"hookEventName": event,
         "permissionDecision": "deny", "permissionDecisionReason": text}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server_and_tool(event: &Value) -> (Option<String>, String) {
+        let Ok(Event::Call(call)) = read(event.as_object().unwrap()) else { panic!("no call: {event}") };
+        (call.server, call.tool)
+    }
+
+    #[test]
+    fn a_server_that_the_event_names_is_that_server_whatever_separators_are_in_its_name() {
+        for (name, server, found) in [
+            ("mcp__a__b__update", json!({"name": "a__b", "source": "dynamic"}), ("a__b", "update")),
+            ("mcp__a__b__update", json!("a__b"), ("a__b", "update")),
+            ("mcp__my_crm__update", json!({"name": "my.crm"}), ("my.crm", "update")),
+            ("mcp__a__b__update", Value::Null, ("a", "b__update")),
+            // A name that does not fit the tool's decides nothing.
+            ("mcp__a__b__update", json!({"name": "crm"}), ("a", "b__update")),
+        ] {
+            let event = json!({"hook_event_name": PRE, "tool_name": name, "mcp_server": server, "tool_input": {}});
+            assert_eq!(server_and_tool(&event), (Some(found.0.to_owned()), found.1.to_owned()), "{event}");
+        }
+    }
 }

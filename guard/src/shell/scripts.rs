@@ -27,12 +27,6 @@ pub(super) fn read(reader: &mut Reader<'_>, name: &str, arguments: &[Word], inpu
             tar(reader, arguments);
             return false;
         }
-        "less" | "more" => {
-            if arguments.iter().any(|word| word.text.starts_with('+')) {
-                reader.found.unknown("a command for a pager");
-            }
-            return false;
-        }
         "ps" => {
             // Old letters without a dash: `e` shows the environments of processes.
             let old = |word: &Word| word.text.contains('e') && word.text.chars().all(|c| c.is_ascii_alphabetic());
