@@ -153,6 +153,7 @@ if [ "$mode" != containers ]; then
   say "the clients in Python and TypeScript, against the server that was built here"
   scripts/clients-python.sh || status=1
   scripts/clients-typescript.sh || status=1
+  [ "$mode" != all ] || scripts/clients-python.sh examples || status=1
   say "tests of the crates and, beside them, of the whole pipeline"
   background crates crates
   # These wait for timers and servers half of their time.
