@@ -688,7 +688,7 @@ async fn three_hundred_queue_subscriptions_of_one_login_are_limited_and_requests
         }
     }
     let most = held().await;
-    assert!(most <= served + 9, "{most} subscriptions");
+    assert!(most <= served + 11, "{most} subscriptions");
     assert!(is_answered, "no request was answered");
     drop(swallowing);
 }

@@ -40,6 +40,11 @@ def binary() -> Path:
     return path
 
 
+def clean_environment() -> dict[str, str]:
+    """Without this machine's settings for the server under test."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("STAGE0_")}
+
+
 @dataclass(frozen=True)
 class Dev:
     data_dir: Path
@@ -51,7 +56,8 @@ class Dev:
 
     def stage0(self, *arguments: str) -> str:
         command = [str(binary()), *arguments, "--data-dir", str(self.data_dir)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        environment = clean_environment()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -59,9 +65,8 @@ class Dev:
 @contextmanager
 def started_dev(data_dir: Path, *arguments: str) -> Iterator[Dev]:
     command = [str(binary()), "dev", "--listen", "127.0.0.1:0", "--data-dir", str(data_dir), *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("STAGE0_")}
     with (data_dir.parent / f"{data_dir.name}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=clean_environment())
         try:
             ends = time.monotonic() + 30
             while not (data_dir / "dev.json").exists():

@@ -123,7 +123,7 @@ async fn a_refused_call_is_denied_with_the_reasons_and_the_approval() {
     }
     *stack.services.reply.lock().unwrap() = crate::approved_checks::deferred();
     let text = denied("claude-code", &ask(&stack, "claude-code").await);
-    assert!(text.contains("/v1/approvals/apr_1"), "{text}");
+    assert!(text.contains("stage0 approvals approve apr_1"), "{text}");
     let recorded = stack.lines().await.iter().filter(|line| line["type"] == "decision.recorded").count();
     assert_eq!(recorded, AGENTS.len() + 1, "a refusal is recorded, too");
 }

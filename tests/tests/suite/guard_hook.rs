@@ -313,7 +313,8 @@ impl Hook {
 /// Runs a command as agents do: by a shell, with the event on standard input.
 fn by_shell(line: &str, directory: &Path, input: &[u8]) -> Output {
     let mut shell = std::process::Command::new("/bin/sh");
-    shell.args(["-c", line]).current_dir(directory).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell.args(["-c", line]).current_dir(directory).env_clear().env("HOME", directory);
+    shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = shell.spawn().unwrap();
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
