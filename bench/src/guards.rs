@@ -162,7 +162,8 @@ impl Guarded {
     fn mcp(&self) -> anyhow::Result<Command> {
         let table = self.state.path().join("table.toml");
         std::fs::write(&table, "[[mcp]]\nserver = \"echo\"\ntool = \"echo\"\neffects = [\"read\"]\n")?;
-        let mut command = self.command(&["guard", "mcp", "--name", "echo"]);
+        // Without heartbeats, which nothing sends here, a gateway records no probe.
+        let mut command = self.command(&["guard", "mcp", "--name", "echo", "--whole-lists"]);
         command.arg("--table").arg(table).arg("--").arg(std::env::current_exe()?).arg("mcp-echo");
         Ok(command)
     }
@@ -191,7 +192,8 @@ impl Server {
             "clientInfo": {"name": "bench", "version": "1"}});
         server.ask(&json!({"jsonrpc": "2.0", "id": "init", "method": "initialize", "params": client}))?;
         server.send(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"}))?;
-        server.ask(&json!({"jsonrpc": "2.0", "id": "list", "method": "tools/list"}))?;
+        let list = server.ask(&json!({"jsonrpc": "2.0", "id": "list", "method": "tools/list"}))?;
+        ensure!(list.pointer("/result/tools/0").is_some(), "the tool is not listed: {list}");
         Ok(server)
     }
 
