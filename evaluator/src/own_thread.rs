@@ -7,6 +7,9 @@ use tokio::sync::oneshot;
 /// On Linux: about a tenth of a busy core.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
+/// For work that a caller waits for. On Linux: about a quarter of a busy core.
+#[cfg(target_os = "linux")]
+const NICENESS_OF_WORK: i32 = 5;
 
 /// Runs `work` to its end, also where its result is not waited for. `None` if no thread can be started, or it panics.
 pub(crate) fn on_own_thread<T: Send + 'static>(
@@ -15,7 +18,8 @@ pub(crate) fn on_own_thread<T: Send + 'static>(
 ) -> impl Future<Output = Option<T>> + Send {
     let (done, result) = oneshot::channel();
     let work = move || {
-        lower_priority();
+        #[cfg(target_os = "linux")]
+        set_niceness(NICENESS_OF_WORK);
         // The caller may be gone.
         let _ = done.send(work());
     };
@@ -33,7 +37,12 @@ pub(crate) fn on_own_thread<T: Send + 'static>(
 pub(crate) fn lower_priority() {
     // On Linux the priority applies to the thread; elsewhere it would apply to the process.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+    set_niceness(NICENESS);
+}
+
+#[cfg(target_os = "linux")]
+fn set_niceness(niceness: i32) {
+    if let Err(error) = rustix::process::setpriority_process(None, niceness) {
         tracing::debug!(%error, "a thread keeps the priority of ordinary ones");
     }
 }

@@ -15,7 +15,7 @@ use crate::own_thread::on_own_thread;
 
 /// Accounts whose packs wait: each holds a megabyte.
 const MAX_WAITING: usize = 16;
-/// How long one pack is judged.
+/// How long one pack is judged, in processor time.
 const JUDGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Faults that an answer names, and the bytes of the text of each: an answer must fit into a message.
 const MAX_FAULTS: usize = 100;
@@ -40,7 +40,7 @@ impl Validator {
         let judge = move || {
             // Until the end, whether its caller waits or not.
             let _turn = turn;
-            let limit = TimeLimit::at(std::time::Instant::now() + timeout);
+            let limit = TimeLimit::of_thread(timeout);
             Pack::judge(&bundle, limit).map(|pack| pack.summary())
         };
         match timeout_at(deadline, on_own_thread("policy-judge", judge)).await {

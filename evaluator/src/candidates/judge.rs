@@ -256,7 +256,7 @@ fn judge(handler: &Handler, job: &Job, chosen: &Chosen) -> Option<Judgement> {
             return None;
         }
         let snapshot = job.run.as_ref().map(|run| &run.snapshot);
-        let limit = TimeLimit::at(std::time::Instant::now() + JUDGE_TIMEOUT);
+        let limit = TimeLimit::of_thread(JUDGE_TIMEOUT);
         match handler.judge(&job.message, chosen, snapshot, job.held.as_ref(), limit)?.reply {
             EvaluateReply::Decided(evaluation) => Some(Judgement::of(&evaluation.decision)),
             _ => None,
