@@ -90,7 +90,8 @@ impl Dev {
     /// Starts a variant of the usual command.
     pub(crate) fn start_as(data_dir: &Path, change: impl FnOnce(Command) -> Command) -> Self {
         let mut command = stage0(&["dev", "--listen", "127.0.0.1:0", "--data-dir"]);
-        command.arg(data_dir);
+        // More than the default: a machine that runs all tests is busy.
+        command.arg(data_dir).env("STAGE0_REQUEST_BUDGET_MS", "20000");
         let mut command = change(command);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut banner = String::new();

@@ -12,9 +12,9 @@ use stage0_policy::{Pack, TimeLimit};
 use super::generate::Held;
 use super::{Asked, Check, Draft, Subject, baseline, every_fact, policy_folder, seed};
 
-const BASELINE: u32 = 1_000;
-const EACH_TEMPLATE: u32 = 300;
-const EVERY_FACT: u32 = 1_000;
+const BASELINE: u32 = 300;
+const EACH_TEMPLATE: u32 = 60;
+const EVERY_FACT: u32 = 300;
 /// Questions that are made of one request, each with other parts of it.
 const QUESTIONS: u64 = 4;
 /// Other requests whose open parts a call is given.
