@@ -10,7 +10,7 @@ use stage0_contract::canonical_hash;
 
 use crate::effects::{self, DELETE, PRIVILEGE, READ_SECRET, UNKNOWN};
 use crate::event::ToolCall;
-use crate::path::{Place, pattern_names_secret};
+use crate::path::{Base, OwnFiles, Place, pattern_names_secret};
 use crate::shell::{self, Address, address_kind};
 use crate::table::{Reader, Rule, Table};
 
@@ -38,6 +38,9 @@ pub struct Options {
     pub context: Map<String, Value>,
     /// An ALLOW also answers the agent's own permission prompt, where the agent has an answer for that.
     pub grant_permission: bool,
+    /// The guard's own files and directories, as absolute paths or such that begin with `~/`: its table, its key, its
+    /// program. To change one of them, or anything below one, changes what the guard does. They are never sent.
+    pub own_files: Vec<String>,
 }
 
 /// The effects of a call and what it touches.
@@ -69,7 +72,7 @@ impl Judged {
 pub fn body(table: &Table, options: &Options, call: &ToolCall) -> Value {
     let unknown = Rule { effects: vec![UNKNOWN.to_owned()], ..Rule::default() };
     let rule = table.rule(call).unwrap_or(&unknown);
-    let judged = judge(table, rule, call);
+    let judged = judge(table, rule, call, &OwnFiles::of(&options.own_files));
     let tool = sent_name(rule, call);
     let mut context = options.context.clone();
     for (name, value) in &table.context {
@@ -111,6 +114,12 @@ pub fn body(table: &Table, options: &Options, call: &ToolCall) -> Value {
     body
 }
 
+/// What could not be read of the call, by the check about it: kinds of things such as `eval`, and nothing of its text.
+pub fn unread(body: &Value) -> Vec<String> {
+    let kinds = body.pointer("/context/unread").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    kinds.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 /// The digest of a call's arguments, as `context.arguments_sha256` has it for a tool without arguments to ignore.
 pub fn arguments_sha256(arguments: &Map<String, Value>) -> String {
     canonical_hash(arguments)
@@ -146,7 +155,7 @@ fn is_plain(tool: &str) -> bool {
     !tool.is_empty() && tool.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/'))
 }
 
-fn judge(table: &Table, rule: &Rule, call: &ToolCall) -> Judged {
+fn judge(table: &Table, rule: &Rule, call: &ToolCall, own: &OwnFiles) -> Judged {
     let mut judged = Judged::default();
     let texts = |names: &[String]| names.iter().filter(|name| call.arguments.contains_key(*name)).count();
     if texts(&rule.text) > 1 || texts(&rule.cwd) > 1 {
@@ -167,7 +176,7 @@ fn judge(table: &Table, rule: &Rule, call: &ToolCall) -> Judged {
     if cwd.is_none() && call.cwd.is_some() || long {
         judged.add(UNKNOWN);
     }
-    let base = Base { cwd, moved: moved.filter(|_| !long) };
+    let base = Base { cwd, moved: moved.filter(|_| !long), own };
     match rule.reader {
         Reader::Shell => judge_command(table, rule, call, base, &mut judged),
         Reader::Patch => judge_patch(rule, call, base, &mut judged),
@@ -179,13 +188,6 @@ fn judge(table: &Table, rule: &Rule, call: &ToolCall) -> Judged {
         }
     }
     judged
-}
-
-/// The project's directory, and the one in it where the call says that it runs.
-#[derive(Clone, Copy)]
-struct Base<'a> {
-    cwd: Option<&'a str>,
-    moved: Option<&'a str>,
 }
 
 /// Whether an argument asks for more rights than the agent's sandbox gives. The usual words for none are known.
@@ -212,7 +214,7 @@ fn judge_target(reader: Reader, target: &str, base: Base<'_>, judged: &mut Judge
     if pattern_names_secret(target) {
         judged.add(READ_SECRET);
     }
-    let place = Place::of(base.cwd, &shell::joined(base.moved.unwrap_or_default(), target));
+    let place = Place::of(base.cwd, &shell::joined(base.moved.unwrap_or_default(), target), base.own);
     let usual = effects::READ;
     judged.add(if reader == Reader::Write { place.write(usual) } else { place.read() });
     judged.target(&place.text);
@@ -241,7 +243,7 @@ fn named_targets(rule: &Rule, arguments: &Map<String, Value>, judged: &mut Judge
 fn judge_command(table: &Table, rule: &Rule, call: &ToolCall, base: Base<'_>, judged: &mut Judged) {
     let value = rule.text.iter().find_map(|name| call.arguments.get(name));
     let Some(command) = value.and_then(shell::command_text) else { return judged.add(UNKNOWN) };
-    let reading = shell::classify_in(table, &command, base.cwd, base.moved);
+    let reading = shell::classify_in(table, &command, base);
     judged.effects.extend(reading.effects);
     judged.unread = reading.unread;
     for target in &reading.targets {

@@ -9,6 +9,8 @@ use serde_json::Value;
 
 /// The longest text for an agent, in characters.
 const MAX_TEXT_CHARS: usize = 2_000;
+/// The longest part of it about what could not be read.
+const MAX_NOTE_CHARS: usize = 700;
 /// The most issues and questions that the text names.
 const MAX_LINES: usize = 5;
 
@@ -49,7 +51,7 @@ impl Decision {
              a way around: tell the person.",
             why.as_ref()
         );
-        Self::Undecided { text: shortened(&text) }
+        Self::Undecided { text: shortened(&text, MAX_TEXT_CHARS) }
     }
 
     /// Reads the answer to a check: its status and its body, which was parsed strictly.
@@ -70,6 +72,22 @@ impl Decision {
             }
             Err(why) => Self::undecided(format!("the server's answer does not count: {why}")),
         }
+    }
+
+    /// The same decision; a refusal also tells the agent what the guard could not read of the call, so that it can be
+    /// written plainer. `unread` is what [`ask::unread`](crate::ask::unread) gives: nothing of the call's text is in
+    /// it.
+    pub fn with_unread(mut self, unread: &[impl AsRef<str>]) -> Self {
+        if let Self::Deny { text, request_id } | Self::Defer { text, request_id } = &mut self
+            && !unread.is_empty()
+        {
+            let kinds = unread.iter().take(MAX_LINES).map(AsRef::as_ref).collect::<Vec<_>>().join("; ");
+            let tail = format!(" [request {request_id}]");
+            let note = shortened(&format!(" The guard could not read all of the call: {kinds}.{tail}"), MAX_NOTE_CHARS);
+            let head = text.strip_suffix(&tail).unwrap_or(text);
+            *text = shortened(head, MAX_TEXT_CHARS.saturating_sub(note.chars().count())) + &note;
+        }
+        self
     }
 
     /// Whether the tool may run.
@@ -178,13 +196,13 @@ fn told(word: &str, body: &Value, request_id: &str) -> String {
         _ => text.push_str(" Do not retry it, and do not look for a way around."),
     }
     let _ = write!(text, " [request {request_id}]");
-    shortened(&text)
+    shortened(&text, MAX_TEXT_CHARS)
 }
 
 /// One line of bounded length without control characters, so that it is safe in a terminal.
-fn shortened(text: &str) -> String {
+fn shortened(text: &str, most: usize) -> String {
     let mut shown: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if let Some((at, _)) = shown.char_indices().nth(MAX_TEXT_CHARS) {
+    if let Some((at, _)) = shown.char_indices().nth(most) {
         shown.truncate(at);
         shown.push('…');
     }
@@ -251,6 +269,36 @@ mod tests {
         *body.pointer_mut("/approval/url").unwrap() = json!("/v1/approvals/apr_1");
         let text = Decision::read(200, &body).text().unwrap().to_owned();
         assert!(text.contains("with `stage0 approvals approve apr_1`") && !text.contains("/v1/"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_kinds_of_what_could_not_be_read_and_an_allow_stays_as_it_is() {
+        for (verdict, decision) in [("DENY", "NO_GO"), ("DEFER", "DEFER")] {
+            let plain = Decision::read(200, &answer(verdict, decision));
+            assert_eq!(plain.clone().with_unread(&[] as &[&str]), plain);
+            let text = plain.clone().with_unread(&["`eval`", "a command substitution"]).text().unwrap().to_owned();
+            let tail =
+                format!(" The guard could not read all of the call: `eval`; a command substitution. [request {ID}]");
+            assert!(text.ends_with(&tail), "{text}");
+            assert_eq!(text.replace(&tail, &format!(" [request {ID}]")), plain.text().unwrap());
+        }
+        let allowed = Decision::read(200, &answer("ALLOW", "GO"));
+        assert_eq!(allowed.clone().with_unread(&["`eval`"]), allowed);
+        let undecided = Decision::undecided("the server cannot be reached");
+        assert_eq!(undecided.clone().with_unread(&["`eval`"]), undecided);
+    }
+
+    #[test]
+    fn a_long_refusal_still_names_what_could_not_be_read_and_stays_bounded() {
+        let mut body = answer("DENY", "NO_GO");
+        *body.pointer_mut("/issues/0/message").unwrap() = json!("long ".repeat(1_000));
+        let denied = Decision::read(200, &body).with_unread(&["`eval`"]);
+        let text = denied.text().unwrap();
+        assert!(text.ends_with(&format!("`eval`. [request {ID}]")), "{text}");
+        assert!(text.chars().count() <= MAX_TEXT_CHARS + 1);
+        let many = Decision::read(200, &body).with_unread(&["a construct of the shell that is not read"; 50]);
+        assert!(many.text().unwrap().chars().count() <= MAX_TEXT_CHARS + 1);
+        assert_eq!(many.text().unwrap().matches("a construct").count(), MAX_LINES);
     }
 
     #[test]

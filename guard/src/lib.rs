@@ -15,9 +15,9 @@ mod event;
 mod path;
 mod shell;
 
-pub use agents::{Agent, Answer, answer, read};
+pub use agents::{Agent, Answer, UnknownAgent, answer, read};
 pub use ask::{MUST_DENY_TOOL, Options};
 pub use decision::Decision;
 pub use event::{Ended, Event, MAX_EVENT_BYTES, Status, ToolCall, Unreadable};
 pub use shell::{Reading, classify};
-pub use table::{Table, TableError};
+pub use table::{NamedEffect, Table, TableError};

@@ -6,10 +6,12 @@
 //! is inside, and the whole path is judged.
 
 mod names;
+mod own;
 mod pattern;
 
 pub(crate) use names::names_secret;
 use names::{is_control, is_secret};
+pub(crate) use own::OwnFiles;
 pub(crate) use pattern::{pattern_names_control, pattern_names_secret};
 
 use crate::effects::{CONTROL, OUTSIDE, READ, READ_SECRET, WRITE_SECRET};
@@ -47,6 +49,16 @@ enum Zone {
     Outside,
 }
 
+/// Where a call runs, and which files are the guard's own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Base<'a> {
+    /// The project.
+    pub(crate) cwd: Option<&'a str>,
+    /// The directory that the call itself names: a `cd`, and never another project.
+    pub(crate) moved: Option<&'a str>,
+    pub(crate) own: &'a OwnFiles,
+}
+
 /// A path, as it is named in `target_resources` and as it is judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -59,7 +71,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// Reads a path that was written in `cwd`.
-    pub(crate) fn of(cwd: Option<&str>, path: &str) -> Self {
+    pub(crate) fn of(cwd: Option<&str>, path: &str, own: &OwnFiles) -> Self {
         let path = path.strip_prefix("file://").unwrap_or(path).replace('\\', "/");
         let base = cwd.map(|cwd| segments("", &cwd.replace('\\', "/")));
         let home = path.starts_with('~');
@@ -89,10 +101,16 @@ impl Place {
             }
             false => Zone::Outside,
         };
+        let lower: Vec<String> = whole.iter().map(|segment| segment.to_lowercase()).collect();
+        // Outside of the project every directory is more than an ordinary one already; the project itself, and a
+        // directory in which anybody may write, hold much else.
+        let root = text == "." || TEMPORARY.contains(&text.as_str());
+        let is_known = base.is_some() || absolute || home;
+        let is_own = is_known && own.cover(&lower, zone != Zone::Outside && !root);
         // What lies above the working directory says nothing about a file inside of it.
-        let judged = if inside { segments("", &text).0 } else { whole };
-        let lower: Vec<String> = judged.iter().map(|segment| segment.to_lowercase()).collect();
-        Self { text, zone, secret: is_secret(&lower), control: is_control(&lower) }
+        let above = base.as_ref().filter(|_| inside).map_or(0, |(base, _)| base.len());
+        let judged = lower.get(above..).unwrap_or_default();
+        Self { text, zone, secret: is_secret(judged), control: is_own || is_control(judged) }
     }
 
     /// Whether it lies outside of the project and of temporary directories.
@@ -184,8 +202,12 @@ fn shown(segments: &[String], root: &str) -> String {
 mod tests {
     use super::*;
 
+    fn of(cwd: Option<&str>, path: &str) -> Place {
+        Place::of(cwd, path, &OwnFiles::default())
+    }
+
     fn place(path: &str) -> Place {
-        Place::of(Some("/home/ada/project"), path)
+        of(Some("/home/ada/project"), path)
     }
 
     #[test]
@@ -200,7 +222,7 @@ mod tests {
         ] {
             assert_eq!((place(path).text.as_str(), place(path).write("w"), place(path).read()), (text, "w", READ));
         }
-        assert_eq!(Place::of(None, "src/a").write("w"), "w");
+        assert_eq!(of(None, "src/a").write("w"), "w");
     }
 
     #[test]
@@ -209,9 +231,9 @@ mod tests {
             assert_eq!(place(path).write("w"), OUTSIDE, "{path}");
             assert_eq!(place(path).read(), READ, "{path}");
         }
-        assert_eq!(Place::of(None, "/a").write("w"), OUTSIDE);
-        assert_eq!(Place::of(None, "../a").write("w"), OUTSIDE);
-        assert_eq!(Place::of(Some("/"), "etc/passwd").write("w"), OUTSIDE, "the whole machine is no project");
+        assert_eq!(of(None, "/a").write("w"), OUTSIDE);
+        assert_eq!(of(None, "../a").write("w"), OUTSIDE);
+        assert_eq!(of(Some("/"), "etc/passwd").write("w"), OUTSIDE, "the whole machine is no project");
         for path in ["/tmp/x", "/dev/null", "/var/tmp/a/b"] {
             assert_eq!(place(path).write("w"), "w", "{path}");
         }
@@ -237,7 +259,7 @@ mod tests {
         for path in [".github/workflows/ci.yml", ".gitignore", "git/config", "clause.md", "Cargo.toml"] {
             assert_eq!(place(path).write("w"), "w", "{path}");
         }
-        assert_eq!(Place::of(Some("/home/ada/.codex/worktrees/x"), "a.rs").write("w"), "w", "only what lies inside");
+        assert_eq!(of(Some("/home/ada/.codex/worktrees/x"), "a.rs").write("w"), "w", "only what lies inside");
         for path in ["/home/ada/.claude.json", "AGENTS.md", "CLAUDE.md", ".idea/x", ".config/opencode/plugin/x.js"] {
             assert_eq!(place(path).write("w"), CONTROL, "{path}");
         }
@@ -259,7 +281,7 @@ mod tests {
         for cwd in
             ["/", "/etc", "/etc/x", "/home/ada", "/root", "/usr/lib", "/var", "/home/ada/.ssh", "/home/ada/.config/x"]
         {
-            assert_ne!(Place::of(Some(cwd), "a").write("w"), "w", "{cwd}");
+            assert_ne!(of(Some(cwd), "a").write("w"), "w", "{cwd}");
         }
         for cwd in [
             "/work",
@@ -272,10 +294,10 @@ mod tests {
             "/home/ada/.claude/worktrees/x",
             "/home/ada/x/.worktrees/y",
         ] {
-            assert_eq!(Place::of(Some(cwd), "a").write("w"), "w", "{cwd}");
+            assert_eq!(of(Some(cwd), "a").write("w"), "w", "{cwd}");
         }
-        assert_eq!(Place::of(Some("/home/ada/.claude"), "settings.json").write("w"), CONTROL);
-        assert_eq!(Place::of(Some("/home/ada/.kube"), "config").read(), READ_SECRET);
-        assert_eq!(Place::of(Some("/home/ada"), ".local/bin/x").write("w"), CONTROL);
+        assert_eq!(of(Some("/home/ada/.claude"), "settings.json").write("w"), CONTROL);
+        assert_eq!(of(Some("/home/ada/.kube"), "config").read(), READ_SECRET);
+        assert_eq!(of(Some("/home/ada"), ".local/bin/x").write("w"), CONTROL);
     }
 }

@@ -33,6 +33,7 @@ pub(crate) use commands::{CommandEntry, Commands};
 pub(crate) use network::{Address, address_kind};
 
 use crate::effects::{DOWNLOAD, UNKNOWN, listed};
+use crate::path::{Base, OwnFiles};
 use crate::table::Table;
 
 /// The most targets of one command; more make it unknown.
@@ -54,20 +55,20 @@ pub struct Reading {
 
 /// Reads a shell command that is run in `cwd`, which is the project.
 pub fn classify(table: &Table, command: &str, cwd: Option<&str>) -> Reading {
-    classify_in(table, command, cwd, None)
+    classify_in(table, command, Base { cwd, moved: None, own: &OwnFiles::default() })
 }
 
-/// The same, where the call itself says that it runs in another directory: the project stays where it is.
-pub(crate) fn classify_in(table: &Table, command: &str, cwd: Option<&str>, moved: Option<&str>) -> Reading {
+/// The same, with all that is known about where it runs.
+pub(crate) fn classify_in(table: &Table, command: &str, base: Base<'_>) -> Reading {
     let mut found = Found::default();
     found.marks(command);
-    let cwd = cwd.filter(|cwd| {
+    let cwd = base.cwd.filter(|cwd| {
         cwd.len() <= MAX_DIRECTORY_BYTES || {
             found.unknown("a working directory that is too long");
             false
         }
     });
-    reader::read(&table.commands, command, cwd, moved, &mut found);
+    reader::read(&table.commands, command, Base { cwd, ..base }, &mut found);
     if found.effects.contains(DOWNLOAD) && found.effects.contains("execute") {
         found.unknown("code that is downloaded and run in one command");
     }

@@ -16,8 +16,10 @@ use crate::shell::{CommandEntry, Commands};
 
 const TOOLS: &str = include_str!("../assets/tools.toml");
 const COMMANDS: &str = include_str!("../assets/commands.toml");
-/// The name of the MCP guard in `agents`.
-const MCP: &str = "mcp";
+/// How agents call a tool of an MCP server: `mcp__<server>__<tool>`.
+const MCP_PREFIX: &str = "mcp__";
+/// How the MCP guard calls itself. It asks about tools of servers only.
+const MCP_GUARD: &str = "mcp";
 
 /// How the effects of a call follow from its arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -115,6 +117,15 @@ pub struct TableError {
     pub message: String,
 }
 
+/// An effect that a user's file names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedEffect {
+    /// Whose it is, such as `the tool x`.
+    pub of: String,
+    /// The word, as it stands in the file.
+    pub effect: String,
+}
+
 /// Tools, MCP tools and shell commands with their effects.
 #[derive(Debug, Clone)]
 pub struct Table {
@@ -152,6 +163,22 @@ impl Table {
         Ok(self)
     }
 
+    /// The effects that a user's file names, each with what has it: whether a policy knows them is its caller's to find
+    /// out. One that no policy knows counts as high.
+    pub fn named_effects(place: &str, text: &str) -> Result<Vec<NamedEffect>, TableError> {
+        let file = parsed(place, text)?;
+        let mut named = Vec::new();
+        let mut add = |of: String, effects: &[String]| {
+            named.extend(effects.iter().map(|effect| NamedEffect { of: of.clone(), effect: effect.clone() }));
+        };
+        file.tool.iter().for_each(|entry| add(of_tool(entry), &entry.rule.effects));
+        file.mcp.iter().for_each(|entry| add(of_mcp(entry), &entry.rule.effects));
+        for entry in &file.command {
+            entry.named_effects().for_each(|effects| add(format!("the command `{}`", entry.name()), effects));
+        }
+        Ok(named)
+    }
+
     /// The rule for a call; `None` for a tool that no entry knows.
     pub(crate) fn rule(&self, call: &ToolCall) -> Option<&Rule> {
         match &call.server {
@@ -187,25 +214,52 @@ fn parsed(place: &str, text: &str) -> Result<File, TableError> {
             return Err(error("`names` of a [[tool]] is empty: write `names = [\"Read\"]`".to_owned()));
         }
         for agent in &entry.agents {
-            if agent != MCP && agent.parse::<Agent>().is_err() {
+            if agent != MCP_GUARD && agent.parse::<Agent>().is_err() {
                 return Err(error(format!(
                     "`agents` of the tool `{name}` has `{agent}`, which is none: it must be \
-                    claude-code, codex, cursor, gemini, opencode or mcp"
+                    claude-code, codex, cursor, gemini or opencode"
                 )));
             }
         }
-        checked(&entry.rule, &format!("the tool `{name}`")).map_err(error)?;
+        fits_some_call(entry).map_err(error)?;
+        checked(&entry.rule, &of_tool(entry)).map_err(error)?;
     }
     for entry in &file.mcp {
         if entry.server.is_empty() || entry.tool.is_empty() {
             return Err(error("`server` and `tool` of an [[mcp]] must not be empty: `*` means all".to_owned()));
         }
-        checked(&entry.rule, &format!("the tool `{}` of the server `{}`", entry.tool, entry.server)).map_err(error)?;
+        checked(&entry.rule, &of_mcp(entry)).map_err(error)?;
     }
     for entry in &file.command {
         entry.check().map_err(error)?;
     }
     Ok(file)
+}
+
+fn of_tool(entry: &ToolEntry) -> String {
+    format!("the tool `{}`", entry.names.first().map_or("", String::as_str))
+}
+
+fn of_mcp(entry: &McpEntry) -> String {
+    format!("the tool `{}` of the server `{}`", entry.tool, entry.server)
+}
+
+/// Tools of MCP servers are looked up among the `[[mcp]]` entries alone, so a `[[tool]]` for one never holds.
+fn fits_some_call(entry: &ToolEntry) -> Result<(), String> {
+    let name = entry.names.iter().find(|name| name.starts_with(MCP_PREFIX));
+    let of_guard = entry.agents.iter().any(|agent| agent == MCP_GUARD);
+    let Some(name) = name.or_else(|| entry.names.first().filter(|_| of_guard)) else { return Ok(()) };
+    let (server, tool) = match name.strip_prefix(MCP_PREFIX) {
+        Some(rest) => rest.split_once("__").unwrap_or((rest, "*")),
+        None => ("*", name.as_str()),
+    };
+    let or_all = |text: &str| if text.is_empty() { "*".to_owned() } else { text.to_owned() };
+    Err(format!(
+        "a [[tool]] named `{name}` fits no call, since it is a tool of an MCP server: write [[mcp]] with \
+        `server = \"{}\"` and `tool = \"{}\"`",
+        or_all(server),
+        or_all(tool)
+    ))
 }
 
 fn checked(rule: &Rule, of: &str) -> Result<(), String> {
@@ -303,6 +357,58 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_for_a_servers_tool_in_the_wrong_place_is_refused_with_the_right_one() {
+        for (name, server, tool) in [
+            ("mcp__crm__update", "crm", "update"),
+            ("mcp__crm__*", "crm", "*"),
+            ("mcp__a__b__c", "a", "b__c"),
+            ("mcp__crm", "crm", "*"),
+            ("mcp__*", "*", "*"),
+            ("mcp__", "*", "*"),
+        ] {
+            let text = format!("[[tool]]\nnames = [\"Read\", \"{name}\"]\neffects = [\"read\"]");
+            let error = Table::builtin().unwrap().with("guard.toml", &text).unwrap_err().to_string();
+            let wanted = format!("write [[mcp]] with `server = \"{server}\"` and `tool = \"{tool}\"`");
+            assert!(error.contains(&format!("`{name}`")) && error.ends_with(&wanted), "{error}");
+        }
+        for name in ["mcp_crm_update", "MCP:update", "mcp", "*", "my_mcp__tool"] {
+            let text = format!("[[tool]]\nnames = [\"{name}\"]\neffects = [\"read\"]");
+            assert!(Table::builtin().unwrap().with("guard.toml", &text).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_effects_of_a_users_file_are_named_with_what_has_them() {
+        let text = r#"
+            [[tool]]
+            names = ["A", "B"]
+            effects = ["read", "sned"]
+            [[mcp]]
+            server = "crm"
+            tool = "*"
+            effects = ["external_notification"]
+            [[command]]
+            run = ["deployctl up", "deployctl"]
+            effects = ["deploy"]
+            options = { "--wipe" = ["delete"] }
+        "#;
+        let named = Table::named_effects("guard.toml", text).unwrap();
+        let named: Vec<(&str, &str)> = named.iter().map(|named| (named.of.as_str(), named.effect.as_str())).collect();
+        assert_eq!(
+            named,
+            [
+                ("the tool `A`", "read"),
+                ("the tool `A`", "sned"),
+                ("the tool `*` of the server `crm`", "external_notification"),
+                ("the command `deployctl up`", "deploy"),
+                ("the command `deployctl up`", "delete"),
+            ]
+        );
+        assert!(Table::named_effects("guard.toml", "").unwrap().is_empty());
+        assert!(Table::named_effects("guard.toml", "tool = 1").is_err());
+    }
+
+    #[test]
     fn a_mistake_in_the_users_file_is_refused_with_its_place() {
         for (text, said) in [
             ("tools = 1", "tools"),
@@ -316,6 +422,7 @@ mod tests {
             ("[[tool]]\nnames = [\"A\"]\neffects = [\"read\"]\nreader = \"guess\"", "guess"),
             ("[[tool]]\nnames = [\"A\"]\neffects = [\"read\"]\nreader = \"shell\"", "text"),
             ("[[tool]]\nnames = [\"A\"]\nas = \"\"\neffects = [\"read\"]", "as"),
+            ("[[tool]]\nagents = [\"codex\", \"mcp\"]\nnames = [\"push\"]\neffects = [\"read\"]", "`tool = \"push\"`"),
             ("[[mcp]]\nserver = \"\"\ntool = \"b\"\neffects = [\"read\"]", "server"),
             ("[[command]]\nrun = [\"\"]\neffects = [\"read\"]", "run"),
             ("[[command]]\nrun = [\"x\"]\neffects = []", "effects"),

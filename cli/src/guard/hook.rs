@@ -19,7 +19,8 @@ use stage0_contract::{OutcomeStatus, RequestId};
 use stage0_guard::{Agent, Answer, Decision, Ended, Event, MAX_EVENT_BYTES, Options, Status, ToolCall, answer, ask};
 use tokio::time::{Instant, timeout_at};
 
-use super::state::{Seen, State};
+use super::own_files::own_files;
+use super::state::{Seen, State, default_dir};
 use super::{guard_target, table};
 use crate::args::guard::HookArgs;
 use crate::exit::Exit;
@@ -137,12 +138,7 @@ fn write(answer: &Answer) -> bool {
 
 pub(crate) fn run(args: &HookArgs, settings: &ClientSettings) -> Exit {
     let deadline = Instant::now() + Duration::from_secs_f64(args.deadline).saturating_sub(ANSWER_TIME);
-    let options = Options {
-        environment: args.about.environment.clone(),
-        agent_id: args.about.agent_id.clone(),
-        context: serde_json::Map::new(),
-        grant_permission: args.grant_permission,
-    };
+    let options = options(args, settings);
     let event = input().and_then(|bytes| stage0_guard::read(args.agent, &bytes).map_err(|error| error.to_string()));
     let event = match event {
         Ok(event) => event,
@@ -165,6 +161,17 @@ pub(crate) fn run(args: &HookArgs, settings: &ClientSettings) -> Exit {
     let exit = runtime.block_on(hook.handle(&event, deadline));
     runtime.shutdown_background();
     exit
+}
+
+fn options(args: &HookArgs, settings: &ClientSettings) -> Options {
+    let state_dir = args.state_dir.clone().or_else(default_dir).map(|dir| dir.join(args.agent.as_str()));
+    Options {
+        environment: args.about.environment.clone(),
+        agent_id: args.about.agent_id.clone(),
+        context: serde_json::Map::new(),
+        grant_permission: args.grant_permission,
+        own_files: own_files(settings, &[args.about.table.as_deref(), state_dir.as_deref()]),
+    }
 }
 
 fn finish(answer: &Answer) -> Exit {
@@ -230,12 +237,15 @@ impl Hook {
             self.heartbeat(&client, false, deadline).await;
         };
         let checking = async {
-            let decision = match ask::body(&self.table, &self.options, call) {
+            let body = ask::body(&self.table, &self.options, call);
+            let unread = ask::unread(&body);
+            let decision = match body {
                 Value::Object(body) => {
                     let asked = timeout_at(deadline, asking.check(&Action::from_body(body))).await;
-                    asked
+                    let decision = asked
                         .as_ref()
-                        .map_or_else(|_| Decision::undecided("the server did not answer in time"), decision_of)
+                        .map_or_else(|_| Decision::undecided("the server did not answer in time"), decision_of);
+                    decision.with_unread(&unread)
                 }
                 _ => Decision::undecided("the call could not be described"),
             };
@@ -347,6 +357,27 @@ fn eprint(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::guard::AboutAgent;
+    use crate::settings::{CommandKind, Flags, Sources, roles};
+
+    #[test]
+    fn the_files_that_a_hook_was_given_are_its_own() {
+        let flags = Flags::from([("key-file", "/k/agent".to_owned()), ("ca", "/c/ca.crt".to_owned())]);
+        let sources = Sources::collect(CommandKind::Client, flags, [], |_| Ok(String::new()));
+        let table = Some("/t/rules.toml".into());
+        let args = HookArgs {
+            agent: Agent::Codex,
+            about: AboutAgent { table, environment: None, agent_id: None, guard_id: None },
+            deadline: 5.0,
+            grant_permission: false,
+            state_dir: Some("/s/state".into()),
+        };
+        let own = options(&args, &roles::client(sources).unwrap()).own_files;
+        for path in ["/k/agent", "/c/ca.crt", "/t/rules.toml", "/s/state/codex"] {
+            assert!(own.iter().any(|own| own == path), "{path}: {own:?}");
+        }
+        assert!(!own.iter().any(|own| own == "/s/state"), "other things may lie beside the guard's own directory");
+    }
 
     #[test]
     fn a_deadline_is_found_before_the_command_line_is_read() {

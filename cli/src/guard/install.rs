@@ -17,11 +17,11 @@ use stage0_guard::Agent;
 use super::agents::{FailClosed, Form, Profile, Scope};
 use super::command::{self, quoted};
 use super::settings_file::{SettingsFile, absolute, with_hooks, without_hooks};
-use super::table;
+use super::{table, words};
 use crate::args::guard::{AboutAgent, InstallArgs, Place};
 use crate::client::{Credential, target};
 use crate::dev_file::API_KEY_FILE;
-use crate::out;
+use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 
 /// The flag of a hook whose ALLOW answers the agent's own prompt.
@@ -34,6 +34,7 @@ pub(crate) fn install(args: &InstallArgs, settings: &ClientSettings) -> anyhow::
     let profile = Profile::of(args.place.agent);
     // A table with a mistake in it would deny every call.
     table(args.about.table.as_deref())?;
+    let doubts = args.about.table.as_deref().map(words::doubts).transpose()?.unwrap_or_default();
     let command = hook_command(profile.agent, &args.about, args.grant_permission, settings)?;
     let file = file(&args.place)?;
     if profile.form == Form::Plugin && file.exists() && !is_our_plugin(file.text()) {
@@ -61,8 +62,8 @@ pub(crate) fn install(args: &InstallArgs, settings: &ClientSettings) -> anyhow::
     if !profile.by_hand.is_empty() {
         out::line(format!("NOW        {}", profile.by_hand))?;
     }
-    for warning in warnings(profile, scope(&args.place)) {
-        out::line(format!("look       {warning}"))?;
+    for warning in doubts.into_iter().chain(warnings(profile, scope(&args.place))) {
+        out::line(format!("look       {}", plain(&warning)))?;
     }
     Ok(out::line(format!("next       stage0 guard doctor {}{}", profile.agent, place_flags(&args.place)))?)
 }

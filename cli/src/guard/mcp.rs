@@ -2,6 +2,7 @@
 //!
 //! INVARIANT: standard output belongs to the protocol. What is for people goes to standard error.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -13,15 +14,17 @@ use rustix::fs::{Mode, RawMode};
 use serde_json::json;
 use stage0_client::Client;
 use stage0_guard::Options;
-use stage0_mcp_guard::{Asker, Command, Guard, HttpGuard, Listen, Pins, Reporter, run_stdio};
+use stage0_mcp_guard::{Asker, Command, Guard, HttpGuard, Listen, Pin, Pins, Reporter, run_stdio};
 use stage0_runtime::logs::{self, Format, LogSettings};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::own_files::own_files;
 use super::{guard_target, state, table};
 use crate::args::guard::mcp::{McpArgs, McpCommand, PinsCommand, PinsFile};
 use crate::exit::{Exit, ended};
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
+use crate::table::{Table, seconds};
 
 /// What is logged: a guard runs beside an agent, so only what a person should know.
 const LOG_FILTER: &str = "info,actix_server=warn";
@@ -35,6 +38,9 @@ const PARENT_IS_GONE: u8 = 1;
 /// As shells end for a program that is not there.
 const NOT_FOUND: u8 = 127;
 const DEFAULT_UMASK: RawMode = 0o077;
+
+/// Names are never cut: `accept` needs them.
+const SHRINKABLE: [(usize, usize); 3] = [(5, 0), (3, 11), (4, 11)];
 
 static UMASK: OnceLock<RawMode> = OnceLock::new();
 
@@ -55,11 +61,17 @@ fn serve(arguments: &McpArgs, settings: &ClientSettings) -> anyhow::Result<u8> {
     let principal = target.key.as_ref().map(|key| key.id().to_string()).context("the guard needs a key")?;
     let client = Client::new(target)?.with_timeout(settings.timeout);
     let about = &arguments.about;
-    let options =
-        Options { environment: about.environment.clone(), agent_id: about.agent_id.clone(), ..Options::default() };
-    let asker = Asker::new(client, principal.clone(), table(about.table.as_deref())?, options);
     let pins = open(&arguments.pins_file)?;
     let instances = pins.path().with_file_name(INSTANCES_DIR);
+    let files =
+        [about.table.as_deref(), Some(pins.path()), Some(instances.as_path()), arguments.upstream_ca.as_deref()];
+    let options = Options {
+        environment: about.environment.clone(),
+        agent_id: about.agent_id.clone(),
+        own_files: own_files(settings, &files),
+        ..Options::default()
+    };
+    let asker = Asker::new(client, principal.clone(), table(about.table.as_deref())?, options);
     let guard = Guard::new(&arguments.name, asker.clone(), pins)?;
     let guard = if arguments.whole_lists { guard.with_whole_lists() } else { guard };
     let guard = Arc::new(if arguments.elicit { guard.with_elicitation() } else { guard });
@@ -201,25 +213,30 @@ fn list(pins: &Pins, json: bool) -> anyhow::Result<()> {
     if json {
         return Ok(out::json_text(serde_json::to_string(&servers)?.as_bytes())?);
     }
-    let mut lines = Vec::new();
+    if servers.values().all(BTreeMap::is_empty) {
+        out::stderr_line(format!("no tools are pinned in {}", shown(pins.path())));
+    }
+    let headings = ["SERVER", "TOOL", "STATE", "PINNED", "CHANGED", "DEFINITION"];
+    let mut table = Table::new(headings).shrinkable(&SHRINKABLE);
     for (server, tools) in &servers {
         for (tool, pin) in tools {
-            let (server, tool) = (plain(server), plain(tool));
-            lines.push(match &pin.changed {
-                None => format!("{server} {tool}: {}", short(&pin.sha256)),
-                Some(changed) => format!(
-                    "{server} {tool}: {} has CHANGED to {} (seen {})",
-                    short(&pin.sha256),
-                    short(&changed.sha256),
-                    changed.seen_at
-                ),
-            });
+            table.row(cells(server, tool, pin));
         }
     }
-    if lines.is_empty() {
-        lines.push(format!("no tools are pinned in {}", shown(pins.path())));
+    Ok(table.print()?)
+}
+
+/// One tool: since when its definition is trusted, and since when there is another one.
+fn cells(server: &str, tool: &str, pin: &Pin) -> [String; 6] {
+    let (server, tool, pinned_at) = (server.to_owned(), tool.to_owned(), seconds(pin.pinned_at).to_string());
+    let definition = short(&pin.sha256);
+    match &pin.changed {
+        None => [server, tool, "pinned".to_owned(), pinned_at, String::new(), definition.to_owned()],
+        Some(changed) => {
+            let definition = format!("{definition} -> {}", short(&changed.sha256));
+            [server, tool, "CHANGED".to_owned(), pinned_at, seconds(changed.seen_at).to_string(), definition]
+        }
     }
-    Ok(out::line(lines.join("\n"))?)
 }
 
 fn short(sha256: &str) -> &str {
@@ -228,4 +245,24 @@ fn short(sha256: &str) -> &str {
 
 fn shown(path: &Path) -> String {
     plain(&path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use stage0_mcp_guard::Changed;
+
+    use super::*;
+
+    #[test]
+    fn a_pin_says_since_when_it_is_trusted_and_a_changed_one_what_was_seen_instead() {
+        let at = |text: &str| text.parse().unwrap();
+        let mut pin = Pin { sha256: "a".repeat(64), pinned_at: at("2026-03-16T12:00:00.5Z"), changed: None };
+        let first = "a".repeat(12);
+        let pinned = "2026-03-16T12:00:00Z";
+        assert_eq!(cells("files", "write_file", &pin), ["files", "write_file", "pinned", pinned, "", &first]);
+        pin.changed = Some(Changed { sha256: "b".repeat(64), seen_at: at("2026-03-17T12:00:00Z") });
+        let both = format!("{first} -> {}", "b".repeat(12));
+        let seen = "2026-03-17T12:00:00Z";
+        assert_eq!(cells("files", "write_file", &pin), ["files", "write_file", "CHANGED", pinned, seen, &both]);
+    }
 }

@@ -22,6 +22,16 @@ pub(crate) fn pattern_names_control(text: &str) -> bool {
     parts(text).flat_map(alternatives).any(|part| could_be_one_of(&part, &[CONTROL_NAMES, CONTROL_DIRECTORIES]))
 }
 
+/// Whether one part of a path, which may be a pattern, could stand for exactly this name. As in a shell, a pattern
+/// stands for a hidden name only where it begins with the dot.
+pub(super) fn part_could_be(part: &str, name: &str) -> bool {
+    if part == name || !is_pattern(part) {
+        return part == name;
+    }
+    let fits = |part: &String| (!name.starts_with('.') || part.starts_with('.')) && could_be(&simple(part), name);
+    part.len() > MAX_PART_BYTES || alternatives(part).iter().any(fits)
+}
+
 fn parts(text: &str) -> impl Iterator<Item = &str> {
     text.split('/').filter(|part| part.contains(['*', '?', '[', '{']))
 }

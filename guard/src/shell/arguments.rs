@@ -2,7 +2,7 @@
 
 use super::lex::Word;
 use crate::effects::{DISCARD, READ, READ_SECRET, UNKNOWN, WRITE};
-use crate::path::{Place, names_secret, pattern_names_control, pattern_names_secret};
+use crate::path::{OwnFiles, Place, names_secret, pattern_names_control, pattern_names_secret};
 
 use super::Found;
 use super::commands::{CommandEntry, Fit, Operands};
@@ -23,13 +23,14 @@ const SECRET_VARIABLES: &[&str] =
 #[derive(Debug, Clone)]
 pub(super) struct Directories {
     root: Option<String>,
+    own: OwnFiles,
     prefixes: Vec<String>,
     lost: bool,
 }
 
 impl Directories {
-    pub(super) fn new(root: Option<&str>) -> Self {
-        Self { root: root.map(str::to_owned), prefixes: vec![String::new()], lost: false }
+    pub(super) fn new(root: Option<&str>, own: &OwnFiles) -> Self {
+        Self { root: root.map(str::to_owned), own: own.clone(), prefixes: vec![String::new()], lost: false }
     }
 
     /// The directory in which the whole command begins.
@@ -110,7 +111,7 @@ impl Directories {
     fn places(&self, path: &str) -> Vec<Place> {
         let root = self.root.as_deref();
         let mut places: Vec<Place> =
-            self.prefixes.iter().map(|prefix| Place::of(root, &joined(prefix, path))).collect();
+            self.prefixes.iter().map(|prefix| Place::of(root, &joined(prefix, path), &self.own)).collect();
         places.dedup();
         places
     }

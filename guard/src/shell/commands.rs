@@ -67,13 +67,23 @@ pub(crate) struct CommandEntry {
 }
 
 impl CommandEntry {
+    /// The first of the commands that it is for.
+    pub(crate) fn name(&self) -> &str {
+        self.run.first().map_or("", String::as_str)
+    }
+
+    /// The lists of effects in it.
+    pub(crate) fn named_effects(&self) -> impl Iterator<Item = &Vec<String>> {
+        std::iter::once(&self.effects).chain(self.options.values())
+    }
+
     pub(crate) fn check(&self) -> Result<(), String> {
-        let first = self.run.first().map_or("", String::as_str);
+        let first = self.name();
         if self.run.is_empty() || self.run.iter().any(|run| run.trim().is_empty()) {
             return Err("`run` of a [[command]] is empty: write `run = [\"make test\"]`".to_owned());
         }
         let blank = |effects: &Vec<String>| effects.is_empty() || effects.iter().any(|effect| effect.trim().is_empty());
-        if blank(&self.effects) || self.options.values().any(blank) {
+        if self.named_effects().any(blank) {
             return Err(format!("`effects` and `options` of the command `{first}` must name at least one effect each"));
         }
         Ok(())

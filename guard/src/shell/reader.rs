@@ -5,6 +5,7 @@ use super::lex::{Token, Word, lex};
 use super::names::{self, Names};
 use super::{Commands, Found, network, scripts, wrappers};
 use crate::effects::DISCARD;
+use crate::path::Base;
 
 /// Commands within commands: `bash -c` in `bash -c`.
 const MAX_DEPTH: usize = 4;
@@ -84,9 +85,9 @@ pub(super) struct Reader<'a> {
 }
 
 /// Reads a whole command.
-pub(super) fn read(commands: &Commands, command: &str, cwd: Option<&str>, moved: Option<&str>, found: &mut Found) {
-    let mut directories = Directories::new(cwd);
-    if let Some(moved) = moved {
+pub(super) fn read(commands: &Commands, command: &str, base: Base<'_>, found: &mut Found) {
+    let mut directories = Directories::new(base.cwd, base.own);
+    if let Some(moved) = base.moved {
         directories.begin(moved);
     }
     Reader { commands, found, directories, depth: 0, outer: Vec::new(), names: Names::Unknown, wrappers: 0, judged: 0 }
