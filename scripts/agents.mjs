@@ -4,10 +4,13 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync,
+} from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 
 const [stage0, tools, ...only] = process.argv.slice(2);
 const scratch = mkdtempSync(join(tmpdir(), "stage0-agents-"));
@@ -191,7 +194,7 @@ async function session(agent, calls, { change, before = () => {}, options = agen
     copyFileSync(stage0, ours);
     const installed = await run(ours, ["guard", "install", agent.name, "--data-dir", data], { HOME: home }, project);
     assert.equal(installed.status, 0, installed.all);
-    change({ ours, settings });
+    await change({ ours, settings, home, project });
   }
   const program = join(tools, "node_modules", agent.program);
   const environment = { HOME: home, ...agent.environment(script.url) };
@@ -238,10 +241,86 @@ async function decided(agent) {
   console.log(`ok  ${agent.name}: an allowed call runs, a deferred one does not; outcomes: ${agent.outcomes}`);
 }
 
+/** What `codex app-server` says of the hooks of a directory. */
+async function codexHooks(home, project) {
+  const child = spawn(join(tools, "node_modules/.bin/codex"), ["app-server"], {
+    cwd: project, env: { PATH: process.env.PATH, HOME: home }, stdio: ["pipe", "pipe", "ignore"],
+  });
+  const send = (message) => child.stdin.write(`${JSON.stringify(message)}\n`);
+  send({ id: 1, method: "initialize", params: { clientInfo: { name: "stage0", version: "1" } } });
+  for await (const line of createInterface({ input: child.stdout })) {
+    const { id, result } = JSON.parse(line);
+    if (id === 1) send({ method: "initialized" });
+    if (id === 1) send({ id: 2, method: "hooks/list", params: { cwds: [project] } });
+    if (id === 2) return child.stdin.end(), result.data[0].hooks;
+  }
+  assert.fail("codex app-server did not answer");
+}
+
+/** The doctor finds out whether Codex trusts the hook, and a hook that it calls trusted runs. */
+async function trusted(agent) {
+  const what = "a hook that is trusted, and our program is gone";
+  const change = async ({ ours, settings, home, project }) => {
+    const config = join(home, ".codex/config.toml");
+    const PATH = `${join(tools, "node_modules/.bin")}:${process.env.PATH}`;
+    const doctor = async (status, finding) => {
+      const found = await run(ours, ["guard", "doctor", "codex"], { HOME: home, PATH }, project);
+      assert.match(found.all, finding);
+      assert.equal(found.status, status, found.all);
+      console.log(`ok  ${agent.name}: the doctor says: ${finding.exec(found.all)[0].replace(/ +/g, " ")}`);
+    };
+    await doctor(1, /BAD +trust +Codex does not trust the hook yet/);
+    for (const { key, currentHash } of await codexHooks(home, project)) {
+      appendFileSync(config, `\n[hooks.state."${key}"]\ntrusted_hash = "${currentHash}"\n`);
+    }
+    await doctor(0, /ok +trust +Codex says that it trusts the hook/);
+    const [written, configured] = [settings, config].map((file) => readFileSync(file, "utf8"));
+    writeFileSync(settings, written.replace('"timeout": 30', '"timeout": 29'));
+    await doctor(1, /BAD +trust +the hook was changed after it was trusted/);
+    writeFileSync(settings, written);
+    writeFileSync(config, `${configured}\n[features]\nhooks = false\n`);
+    await doctor(1, /BAD +trust +Codex runs no hook/);
+    writeFileSync(config, configured);
+    rmSync(ours);
+  };
+  await check(agent, what, "denied", [HARMLESS], { change, options: [] });
+}
+
+/** Puts a hook of type `http` in the place of ours. */
+const overHttp = (url, onFailure) => ({ settings }) => {
+  const key = "STAGE0_API_KEY";
+  const hook = { type: "http", url, headers: { "X-API-Key": `$${key}` }, allowedEnvVars: [key], timeout: 5, onFailure };
+  writeFileSync(settings, JSON.stringify({ hooks: { PreToolUse: [{ matcher: "*", hooks: [hook] }] } }));
+};
+
+async function withHttpHook(agent) {
+  const { url, api_key: key } = JSON.parse(readFileSync(join(data, "dev.json"), "utf8"));
+  const path = `${url}/v1/hooks/${agent.name}`;
+  const bare = { ...agent, environment: (url) => ({ ...agent.environment(url), STAGE0_API_KEY: key }) };
+  const known = { ...bare, environment: (url) => ({
+    ...bare.environment(url), NODE_EXTRA_CA_CERTS: join(data, "tls/ca.pem"),
+  }) };
+  const { ran, seen } = await session(known, [HARMLESS, HARMFUL], { change: overHttp(path, "block") });
+  assert.deepEqual(ran, { harmless: true, harmful: false }, `${agent.name}: ${seen}`);
+  assert.match(seen[1], /Stage0 DEFERRED this call, so it does not run/);
+  console.log(`ok  ${agent.name}: over HTTP, an allowed call runs, a deferred one does not`);
+  for (const [what, asking, at] of [
+    ["a misspelt path", known, `${url}/v1/hook/${agent.name}`],
+    ["an authority that is not trusted", bare, path],
+    ["no server", known, "https://127.0.0.1:9/v1/hooks/claude-code"],
+  ]) {
+    const how = (onFailure) => ({ change: overHttp(at, onFailure) });
+    await check(asking, `over HTTP, ${what}, onFailure: block`, "denied", [HARMLESS], how("block"));
+    await check(asking, `over HTTP, ${what}, no onFailure`, "runs", [HARMLESS], how(undefined));
+  }
+}
+
 async function withServer(agent) {
   await check(agent, "no hook", "runs", [HARMLESS]);
   const untrusted = { change: asInstalled, options: [] };
   if (agent.trusted) await check(agent, "a hook that is not trusted", "runs", [HARMLESS], untrusted);
+  if (agent.trusted) await trusted(agent);
+  if (agent.name === "claude-code") await withHttpHook(agent);
   await decided(agent);
   const gone = ({ ours }) => rmSync(ours);
   const [seen] = await check(agent, "our program is gone", "denied", [HARMLESS], { change: gone });

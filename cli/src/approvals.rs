@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use stage0_contract::{Approval, ApprovalHistory, ApprovalId, ExternalApproval, Page};
 
 use crate::args::approvals::{ApprovalArgs, ApprovalsCommand};
-use crate::client::{Connection, Credential, Limit, Query, block_on, parse, target};
+use crate::client::{Connection, ConnectionError, Credential, Limit, Query, block_on, parse, target};
 use crate::confirm;
 use crate::exit::Exit;
 use crate::keys::set;
@@ -30,8 +30,13 @@ pub(crate) use show::length;
 
 const APPROVALS: [&str; 2] = ["v1", "approvals"];
 const PAGE_SIZE: u32 = 100;
+/// Lists have no actions: those of so many open approvals, the newest, are read one by one.
+const MAX_ACTIONS: usize = 20;
+/// Of the tools and of the goal. `show` has all of it.
+const MAX_ACTION_CHARS: usize = 60;
 /// The id is never cut, because every other command needs it.
-const SHRINKABLE: [(usize, usize); 8] = [(6, 0), (5, 0), (3, 12), (2, 8), (7, 11), (3, 0), (2, 0), (7, 0)];
+const SHRINKABLE: [(usize, usize); 12] =
+    [(9, 30), (6, 0), (5, 0), (3, 12), (2, 8), (8, 12), (7, 11), (3, 0), (2, 0), (9, 16), (7, 0), (8, 0)];
 
 pub(crate) fn run(command: &ApprovalsCommand, settings: &ClientSettings) -> anyhow::Result<Exit> {
     match command {
@@ -122,12 +127,19 @@ fn list(client: &Connection, query: &Query, limit: u32, as_json: bool) -> anyhow
     if found.items.is_empty() {
         out::stderr_line("no approvals found");
     }
-    let headings = ["ID", "STATUS", "ENVIRONMENT", "CODES", "APPROVED", "GROUPS", "WORKLOAD", "UNTIL"];
+    let headings = ["ID", "STATUS", "ENVIRONMENT", "CODES", "APPROVED", "GROUPS", "WORKLOAD", "UNTIL", "TOOLS", "GOAL"];
     let mut table = Table::new(headings).shrinkable(&SHRINKABLE).coloured(1);
-    for approval in &found.items {
-        table.row(cells(&parse(approval)?));
+    let mut approvals = found.items.iter().map(parse).collect::<Result<Vec<Approval>, _>>()?;
+    let unread = block_on(add_actions(client, &mut approvals));
+    for approval in &approvals {
+        let [id, status, environment, codes, approved, groups, workload, until] = cells(approval);
+        let [tools, goal] = action_cells(approval);
+        table.row([id, status, environment, codes, approved, groups, workload, until, tools, goal]);
     }
     table.print()?;
+    if let Err(error) = unread {
+        out::stderr_line(format!("tools and goals are not complete: {error}"));
+    }
     if found.next_cursor.is_some() {
         out::stderr_line(format!("these are the newest {limit}; there are more (--limit)"));
     }
@@ -147,6 +159,39 @@ fn cells(approval: &Approval) -> [String; 8] {
         approval.workload.to_string(),
         seconds(approval.usable_until.unwrap_or(approval.expires_at)).to_string(),
     ]
+}
+
+/// Adds what is to be done to those that have not ended. The action stays unknown where this key may not see it.
+async fn add_actions(client: &Connection, approvals: &mut [Approval]) -> Result<(), ConnectionError> {
+    let open = approvals.iter_mut().filter(|approval| !approval.status.is_final() && approval.action.is_none());
+    for approval in open.take(MAX_ACTIONS) {
+        match client.call::<Approval>(Method::GET, &path(&approval.id, &[]), &[], None).await {
+            Ok(whole) => approval.action = whole.action,
+            // It has been deleted meanwhile.
+            Err(ConnectionError::Refused { status: 404, .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The tools and the goal as far as they tell approvals apart, each on one line.
+fn action_cells(approval: &Approval) -> [String; 2] {
+    let member = |name: &str| approval.action.as_ref().and_then(|action| action.get(name));
+    let tools = member("tools").and_then(Value::as_array);
+    let tools: Vec<&str> = tools.into_iter().flatten().filter_map(Value::as_str).collect();
+    let goal = member("goal").and_then(Value::as_str).unwrap_or_default();
+    [shortened(&tools.join(",")), shortened(goal)]
+}
+
+/// The beginning of foreign text, in which no run of spaces can look like the next column.
+fn shortened(text: &str) -> String {
+    let text = plain(&text.split_whitespace().collect::<Vec<_>>().join(" "));
+    let mut shown: String = text.chars().take(MAX_ACTION_CHARS).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
 }
 
 fn history(client: &Connection, id: &ApprovalId, as_json: bool) -> anyhow::Result<()> {
@@ -205,5 +250,24 @@ mod tests {
         assert_eq!(row[4], "1 of 2");
         assert_eq!((row[1].as_str(), row[7].as_str()), ("pending", "2026-03-16T13:00:00Z"));
         assert_eq!(cells(&approvals[1])[7], "2026-03-16T12:20:00Z", "of an approved one, until when it can be used");
+    }
+
+    #[test]
+    fn tools_and_goal_are_short_and_cannot_hide_text_or_look_like_another_column() {
+        let of = |action: Value| action_cells(&pending(&action));
+        assert_eq!(
+            of(json!({"goal": "Deploy\n  build   7", "tools": ["argo_cd", "psql"]})),
+            ["argo_cd,psql", "Deploy build 7"]
+        );
+        assert_eq!(
+            of(json!({"goal": "re\u{202e}tropeR\u{1b}[2J", "tools": ["ma\u{200b}il", 5]})),
+            [r"ma\u{200b}il", r"re\u{202e}tropeR\u{1b}[2J"]
+        );
+        assert_eq!(of(json!({"goal": "x".repeat(61)}))[1], format!("{}…", "x".repeat(60)));
+        assert_eq!(of(json!({"goal": "x".repeat(60)}))[1], "x".repeat(60));
+        assert_eq!(of(json!({"goal": ["x"], "tools": "psql"})), ["", ""], "as no server sends it");
+        let mut unseen = pending(&json!({}));
+        unseen.action = None;
+        assert_eq!(action_cells(&unseen), ["", ""]);
     }
 }

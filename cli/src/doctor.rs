@@ -59,7 +59,7 @@ impl Finding {
         Self { severity: Severity::Ok, about, found: found.into(), advice: String::new() }
     }
 
-    fn skipped(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(crate) fn skipped(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { severity: Severity::Skipped, about, found: found.into(), advice: advice.into() }
     }
 

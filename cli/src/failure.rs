@@ -88,19 +88,14 @@ fn nats_hint(error: &ConnectError) -> Option<&'static str> {
 }
 
 fn tls_hint(error: &(dyn Error + 'static)) -> &'static str {
-    use rustls::{AlertDescription as Alert, CertificateError as Fault, Error as Tls};
+    use rustls::{AlertDescription as Alert, Error as Tls};
     match tls_fault(error) {
-        Some(Tls::InvalidCertificate(Fault::UnknownIssuer)) => {
-            "the server's certificate is not signed by a trusted authority: --nats-ca FILE names the authority to trust"
-        }
-        Some(Tls::InvalidCertificate(Fault::NotValidForName | Fault::NotValidForNameContext { .. })) => {
-            "the server's certificate is for another name: name the server in --nats as its certificate does"
-        }
-        Some(Tls::InvalidCertificate(Fault::Expired | Fault::ExpiredContext { .. })) => {
-            "the server's certificate has expired: replace it"
-        }
+        Some(Tls::InvalidCertificate(fault)) => certificate_hint(fault),
         Some(Tls::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure)) => {
             "the server requires a client certificate: give --nats-cert FILE and --nats-key FILE"
+        }
+        Some(Tls::AlertReceived(Alert::CertificateExpired)) => {
+            "the server says that the client certificate has expired: replace the files of --nats-cert and --nats-key"
         }
         Some(Tls::AlertReceived(_)) => {
             "the server rejects the client certificate: --nats-cert and --nats-key must be of an \
@@ -108,6 +103,40 @@ fn tls_hint(error: &(dyn Error + 'static)) -> &'static str {
         }
         Some(_) | None => {
             "--nats tls://… requires TLS, nats://… uses it only if the server demands it; --nats-ca names the authority"
+        }
+    }
+}
+
+/// What is wrong with the certificate of the NATS server, and where to mend it.
+fn certificate_hint(fault: &rustls::CertificateError) -> &'static str {
+    use rustls::CertificateError as Fault;
+    match fault {
+        Fault::UnknownIssuer => {
+            "the server's certificate is not signed by a trusted authority: --nats-ca FILE names the authority to trust"
+        }
+        // As after an authority was made again: its name is the same, its key another.
+        Fault::BadSignature => {
+            "another authority of the same name has signed the server's certificate: give its file as --nats-ca FILE"
+        }
+        Fault::NotValidForName | Fault::NotValidForNameContext { .. } => {
+            "the server's certificate is for another name: name the server in --nats as its certificate does"
+        }
+        Fault::Expired | Fault::ExpiredContext { .. } => {
+            "a certificate has expired: replace that of the NATS server, or that of the authority and --nats-ca with \
+             it; or this machine's clock is wrong"
+        }
+        Fault::NotValidYet | Fault::NotValidYetContext { .. } => {
+            "the server's certificate is not valid yet: compare the clock of this machine with that of the one that \
+             made it"
+        }
+        Fault::InvalidPurpose | Fault::InvalidPurposeContext { .. } => {
+            "the server's certificate is not one for servers: give the NATS server another, with `serverAuth` among \
+             its uses"
+        }
+        Fault::Revoked => "the server's certificate was revoked: give the NATS server another",
+        _ => {
+            "the server's certificate cannot be used: replace that of the NATS server, or name its authority with \
+             --nats-ca FILE"
         }
     }
 }
@@ -184,10 +213,42 @@ mod tests {
 
     #[test]
     fn a_tls_error_names_the_flag_that_fixes_it() {
-        let tls = |fault: rustls::Error| tls_hint(&io::Error::other(fault));
-        assert!(tls(rustls::CertificateError::UnknownIssuer.into()).contains("--nats-ca"));
-        let asked = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
-        assert!(tls(asked).contains("--nats-cert FILE and --nats-key FILE"));
-        assert!(tls(rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA)).contains("must be of an"));
+        use rustls::AlertDescription as Alert;
+        let tls = |alert| tls_hint(&io::Error::other(rustls::Error::AlertReceived(alert)));
+        assert!(tls(Alert::CertificateRequired).contains("--nats-cert FILE and --nats-key FILE"));
+        assert!(tls(Alert::UnknownCA).contains("must be of an"));
+        assert!(tls(Alert::CertificateExpired).contains("client certificate has expired"));
+        assert!(tls_hint(&io::Error::other("no TLS at all")).contains("--nats tls://…"));
+    }
+
+    #[test]
+    fn each_fault_of_a_nats_servers_certificate_says_where_to_mend_it() {
+        use std::time::Duration;
+
+        use rustls::CertificateError as Fault;
+        use rustls::pki_types::{ServerName, UnixTime};
+
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let expected = ServerName::try_from("nats.example").unwrap();
+        let (time, not_after, not_before) = (at(2), at(1), at(3));
+        let purpose = || rustls::ExtendedKeyPurpose::ServerAuth;
+        for (fault, part) in [
+            (Fault::UnknownIssuer, "is not signed by a trusted authority: --nats-ca FILE"),
+            (Fault::BadSignature, "another authority of the same name has signed"),
+            (Fault::BadSignature, "--nats-ca FILE"),
+            (Fault::NotValidForName, "name the server in --nats as"),
+            (Fault::NotValidForNameContext { expected, presented: Vec::new() }, "name the server in --nats as"),
+            (Fault::Expired, "has expired: replace that of the NATS server"),
+            (Fault::ExpiredContext { time, not_after }, "and --nats-ca with it"),
+            (Fault::NotValidYet, "compare the clock"),
+            (Fault::NotValidYetContext { time, not_before }, "compare the clock"),
+            (Fault::InvalidPurpose, "`serverAuth`"),
+            (Fault::InvalidPurposeContext { required: purpose(), presented: Vec::new() }, "`serverAuth`"),
+            (Fault::Revoked, "was revoked"),
+            (Fault::BadEncoding, "cannot be used: replace that of the NATS server"),
+        ] {
+            let hint = tls_hint(&io::Error::other(rustls::Error::InvalidCertificate(fault.clone())));
+            assert!(hint.contains(part), "{fault:?}: {hint}");
+        }
     }
 }

@@ -1,13 +1,16 @@
 //! `stage0 guard`: what enforces decisions beside an agent.
 
 mod agents;
+mod codex_trust;
 mod command;
 mod doctor;
 pub(crate) mod hook;
 mod install;
 pub(crate) mod mcp;
+mod own_files;
 mod settings_file;
 mod state;
+mod words;
 
 use std::path::Path;
 

@@ -17,6 +17,8 @@ mod dev;
 mod downloads;
 #[path = "suite/failures.rs"]
 mod failures;
+#[path = "suite/guard_doctor.rs"]
+mod guard_doctor;
 #[path = "suite/harness.rs"]
 mod harness;
 #[path = "suite/impostor.rs"]

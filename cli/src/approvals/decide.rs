@@ -6,17 +6,18 @@
 use anyhow::{Context as _, bail};
 use reqwest::Method;
 use serde_json::{Value, json};
-use stage0_contract::{ActionDigest, Approval, ApprovalStatus};
+use stage0_contract::{ActionDigest, Approval, ApprovalStatus, KeyId};
 
-use super::{connect, fetch, path, report, show};
+use super::{fetch, path, report, show};
 use crate::args::approvals::{ApprovalArgs, DecideArgs};
-use crate::client::{Connection, block_on};
+use crate::client::{Connection, ConnectionError, Credential, block_on, target};
 use crate::confirm;
 use crate::exit::{Exit, UsageError};
 use crate::keys::set;
 use crate::out::{self, Terminal};
 use crate::settings::client::ClientSettings;
 
+const OTHER_KEY: &str = "--key-file FILE names the key of a member who may decide";
 const NO_TERMINAL: &str = "standard input is not a terminal, so no person can be asked: read the action with `stage0 \
                            approvals show ID`, then give --yes and --digest DIGEST of what you read";
 
@@ -40,12 +41,14 @@ pub(super) fn decide(args: &DecideArgs, answer: Answer, settings: &ClientSetting
         return Err(UsageError("to deny, say why: --reason TEXT").into());
     }
     confirm::require(args.yes, NO_TERMINAL)?;
-    let client = connect(settings)?;
+    let target = target(settings, Credential::Account)?;
+    let own = target.key.as_ref().map(|key| key.id().clone());
+    let client = Connection::new(target, settings.timeout)?;
     let digest = match (&args.digest, args.yes) {
         (Some(digest), true) => digest.clone(),
         // The parser demands a digest beside --yes.
         (None, true) => return Err(UsageError(NO_TERMINAL).into()),
-        (named, false) => match asked(&client, args, answer, named.as_ref())? {
+        (named, false) => match asked(&client, own.as_ref(), args, answer, named.as_ref())? {
             Some(digest) => digest,
             None => {
                 out::stderr_line(format!("nothing was sent: {} waits as before", args.approval.id));
@@ -60,6 +63,7 @@ pub(super) fn decide(args: &DecideArgs, answer: Answer, settings: &ClientSetting
 /// Shows the approval and asks. Returns the digest of what was shown if the person agrees.
 fn asked(
     client: &Connection,
+    own: Option<&KeyId>,
     args: &DecideArgs,
     answer: Answer,
     named: Option<&ActionDigest>,
@@ -73,8 +77,15 @@ fn asked(
     if approval.status != ApprovalStatus::Pending {
         bail!("{id} is {} and no longer pending: nothing was sent", approval.status.as_str());
     }
+    // The server would say so too, but only after the question. What it judges of a member, it judges then.
+    if own.is_some_and(|own| *own == approval.key_id || *own == approval.workload) {
+        bail!("{id} was asked for with this very key, and who asks does not decide: nothing was sent. {OTHER_KEY}");
+    }
     if approval.action.is_none() {
-        bail!("the action of {id} is not shown to this key, so there is nothing to decide about: nothing was sent");
+        bail!(
+            "the action of {id} is not shown to this key, so there is nothing to decide about: nothing was sent. \
+             {OTHER_KEY}"
+        );
     }
     let needs_reason = answer == Answer::Approve && approval.terms.reason_required;
     if needs_reason && args.reason.as_deref().is_none_or(|reason| reason.trim().is_empty()) {
@@ -113,9 +124,14 @@ fn send(
     let mut body = json!({"action_digest": digest});
     set(&mut body, "reason", reason);
     let sent = block_on(client.call(Method::POST, &path(&args.id, &[answer.call()]), &[], Some(&body)));
-    let changed: Value = sent.with_context(|| match answer {
-        Answer::Approve => format!("your approval of {} does not count", args.id),
-        Answer::Deny => format!("your denial of {} does not count", args.id),
+    let is_other_key = matches!(&sent, Err(ConnectionError::Refused { status: 403, .. }));
+    let changed: Value = sent.with_context(|| {
+        let what = match answer {
+            Answer::Approve => "approval",
+            Answer::Deny => "denial",
+        };
+        let advice = if is_other_key { format!(" ({OTHER_KEY})") } else { String::new() };
+        format!("your {what} of {} does not count{advice}", args.id)
     })?;
     report(&changed, args.json)
 }

@@ -1,7 +1,7 @@
 //! `stage0 guard doctor`: whether the hook that an agent has really denies.
 //!
 //! It takes the command out of the agent's own settings and runs it as the agent does, with an event that must be
-//! denied by a decision, and with events that nothing can decide. It changes nothing at the agent.
+//! denied by a decision, and with events that nothing can decide. It changes nothing in the agent's settings.
 
 use std::fs;
 use std::io::Write as _;
@@ -16,9 +16,11 @@ use serde_json::{Map, Value, json};
 use stage0_guard::{Agent, MUST_DENY_TOOL};
 
 use super::agents::{AGENT_TIMEOUT_SECONDS, Form, Profile, Scope};
+use super::codex_trust;
 use super::command;
 use super::install::{GRANT, dotted, file, home, place_flags, scope, version, warnings};
 use super::settings_file::{Installed, SettingsFile, installed, switched_off};
+use super::words;
 use crate::args::guard::DoctorArgs;
 use crate::doctor::{Finding, report};
 use crate::exit::Exit;
@@ -37,6 +39,9 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
             findings.extend(found);
             findings.extend(judged(profile.agent, &command));
             findings.extend(other_layers(profile));
+            if profile.agent == Agent::Codex {
+                findings.extend(codex_trust::findings(profile, &file.path, &command));
+            }
             findings.push(asks_the_server(profile.agent, &command));
             findings.extend(fails_closed(profile.agent, &command));
         }
@@ -48,9 +53,6 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<Exit> {
             ));
         }
         Err(error) => findings.push(Finding::error("settings", format!("{error:#}"), install)),
-    }
-    if !profile.by_hand.is_empty() {
-        findings.push(Finding::warn("by hand", "cannot be seen from here", profile.by_hand));
     }
     for warning in warnings(profile, scope(&args.place)) {
         findings.push(Finding::warn("limits", warning, ""));
@@ -133,6 +135,7 @@ fn judged(agent: Agent, command: &str) -> Vec<Finding> {
     for file in program.into_iter().chain(files) {
         findings.extend(writable_by_others(file));
     }
+    findings.extend(command::flag(&words, "--table").map(Path::new).into_iter().flat_map(of_table));
     let deadline = command::flag(&words, "--deadline").and_then(|text| text.parse::<f64>().ok());
     if deadline.is_some_and(|seconds| seconds >= AGENT_TIMEOUT_SECONDS as f64) {
         let found = format!("--deadline is not below the {AGENT_TIMEOUT_SECONDS} s that the agent waits");
@@ -143,6 +146,16 @@ fn judged(agent: Agent, command: &str) -> Vec<Finding> {
         findings.push(Finding::warn("command", found, ""));
     }
     findings
+}
+
+/// The user's table: whether it can be read, and whether a policy knows its words.
+fn of_table(file: &Path) -> Vec<Finding> {
+    match words::doubts(file) {
+        Ok(doubts) => doubts.into_iter().map(|doubt| Finding::warn("table", doubt, "correct the word")).collect(),
+        Err(error) => {
+            vec![Finding::error("table", format!("{error:#}"), "correct it: until then every tool call is denied")]
+        }
+    }
 }
 
 /// A file that another user can replace, by its own mode or that of its directory.
@@ -311,6 +324,21 @@ mod tests {
         assert!(found(&words(&["--key-file", "/no/such.key"])).contains("cannot be examined"));
         fs::set_permissions(&program, fs::Permissions::from_mode(0o777)).unwrap();
         assert!(found(&words(&[])).contains("other users can replace"));
+    }
+
+    #[test]
+    fn a_misspelt_effect_of_the_table_is_doubted_and_a_mistake_in_its_form_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = dir.path().join("rules.toml");
+        let judged = |text: &str| {
+            fs::write(&table, text).unwrap();
+            of_table(&table).iter().map(ToString::to_string).collect::<String>()
+        };
+        let misspelt = judged("[[tool]]\nnames = [\"A\"]\neffects = [\"delte\"]");
+        assert!(misspelt.starts_with("look") && misspelt.contains("did you mean `delete`"), "{misspelt}");
+        let never = judged("[[tool]]\nnames = [\"mcp__crm__x\"]\neffects = [\"delete\"]");
+        assert!(never.starts_with("BAD") && never.contains("write [[mcp]] with"), "{never}");
+        assert_eq!(judged("[[tool]]\nnames = [\"A\"]\neffects = [\"delete\"]"), "");
     }
 
     #[test]

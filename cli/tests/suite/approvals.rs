@@ -146,7 +146,19 @@ fn a_program_names_the_digest_and_a_refusal_is_shown_as_it_is() {
     let (server, _requests) = Impostor::recording(&dev, vec![refusal("409 Conflict", why)]);
     let refused = ended(&mut server.client(&["approvals", "approve", "apr_1", "--yes", "--digest", DIGEST]));
     assert_eq!((refused.code, refused.out.as_str()), (1, ""));
-    assert!(refused.err.contains(why) && refused.err.contains("apr_1 does not count"), "{}", refused.err);
+    assert!(refused.err.contains(why) && refused.err.contains("apr_1 does not count: "), "{}", refused.err);
+
+    let why = "the key lacks the scope `approvals:decide`";
+    for (arguments, what) in
+        [(&decided[..], "denial"), (&["approvals", "approve", "apr_1", "--yes", "--digest", DIGEST], "approval")]
+    {
+        let (server, _requests) = Impostor::recording(&dev, vec![refusal("403 Forbidden", why)]);
+        let refused = ended(&mut server.client(arguments));
+        assert_eq!(refused.code, 1);
+        let text =
+            format!("your {what} of apr_1 does not count (--key-file FILE names the key of a member who may decide)");
+        assert!(refused.err.contains(&text) && refused.err.contains(why), "{}", refused.err);
+    }
 }
 
 #[test]
@@ -155,11 +167,18 @@ fn what_was_not_seen_or_is_over_is_not_asked_about() {
     let dev = Dev::start(dir.path());
     let mut unseen = approval("pending");
     unseen["action"] = Value::Null;
+    let own_key = std::fs::read_to_string(dev.data_dir.join("api.key")).unwrap();
+    let own_key = stage0_contract::ApiKey::parse(own_key.trim()).unwrap();
+    let (mut own, mut rotated) = (approval("pending"), approval("pending"));
+    own["key_id"] = own_key.id().as_str().into();
+    rotated["workload"] = own_key.id().as_str().into();
     let mut with_reason = approval("pending");
     with_reason["terms"]["reason_required"] = true.into();
     let other = "0".repeat(64);
     for (found, more, code, part) in [
         (unseen, &[][..], 1, "is not shown to this key"),
+        (own, &[], 1, "--key-file FILE names the key of a member"),
+        (rotated, &[], 1, "was asked for with this very key"),
         (approval("expired"), &[], 1, "apr_1 is expired and no longer pending"),
         (with_reason, &[], 64, "demands a reason"),
         (approval("pending"), &["--digest", &other], 1, "is of another action than the one"),
@@ -184,13 +203,52 @@ fn approvals_are_listed_with_what_they_wait_for() {
     for cell in ["apr_1 pending production APPROVAL_REQUIRED 1 of 2", "release-managers", "2026-03-16T13:00:00Z"] {
         assert!(row.contains(cell), "{cell}: {row}");
     }
-    let line = &sent(&requests)[0].line;
+    assert!(row.ends_with(" argo_cd Deploy the payments service"), "{row}");
+    let requests = sent(&requests);
+    let line = &requests[0].line;
     assert!(line.contains("status=pending") && line.contains("group=on-call") && line.contains("limit=50"), "{line}");
+    assert_eq!(requests.len(), 1, "the list had the action");
     let (server, _requests) = Impostor::recording(&dev, vec![page(&[])]);
     let none = ended(&mut server.client(&["approvals", "list"]));
     assert!(none.code == 0 && none.err.contains("no approvals found"), "{}", none.err);
     let wrong = run(&["approvals", "list", "--status", "open"]);
     assert!(wrong.code == 64 && wrong.err.contains("pending, approved"), "{}", wrong.err);
+}
+
+#[test]
+fn a_list_reads_the_actions_of_open_approvals_and_says_where_it_could_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path());
+    let without = |status| {
+        let mut without = approval(status);
+        without["action"] = Value::Null;
+        without
+    };
+    let listed = || page(&[without("pending"), without("approved"), without("consumed")]);
+    let hidden = answer(&without("approved").to_string());
+    let (server, requests) =
+        Impostor::recording(&dev, vec![listed(), answer(&approval("pending").to_string()), hidden]);
+    let table = ended(&mut server.client(&["approvals", "list"]));
+    assert_eq!((table.code, table.err.as_str()), (0, ""), "{}", table.err);
+    let ends: Vec<bool> =
+        table.out.lines().skip(1).map(|row| row.ends_with("  argo_cd  Deploy the payments service")).collect();
+    assert_eq!(ends, [true, false, false], "{}", table.out);
+    assert!(table.out.lines().skip(2).all(|row| row.split_whitespace().rev().take(2).eq(["-", "-"])), "{}", table.out);
+    let paths: Vec<String> = sent(&requests).into_iter().map(|request| request.line).collect();
+    assert_eq!(paths.len(), 3, "one that has ended is not read: {paths:?}");
+    assert!(paths[1].starts_with("GET /v1/approvals/apr_1 "), "{paths:?}");
+
+    let refused = refusal("429 Too Many Requests", "too many reads");
+    let (server, requests) = Impostor::recording(&dev, vec![listed(), refused]);
+    let table = ended(&mut server.client(&["approvals", "list"]));
+    assert_eq!((table.code, table.out.lines().count()), (0, 4), "the list is there: {}", table.err);
+    assert!(table.err.contains("tools and goals are not complete: the server answers 429"), "{}", table.err);
+    assert_eq!(sent(&requests).len(), 2, "it does not go on");
+
+    let (server, requests) = Impostor::recording(&dev, vec![listed()]);
+    let json = ended(&mut server.client(&["approvals", "list", "--json"]));
+    assert_eq!(json_of(&json.out)["items"][0], without("pending"), "{}", json.err);
+    assert_eq!(sent(&requests).len(), 1, "JSON is the server's answer");
 }
 
 #[test]
@@ -324,6 +382,13 @@ fn a_deferred_check_is_approved_by_an_invited_person_and_allowed_once() {
     let shown = dev.ask(&["approvals", "show", &id, "--json"]);
     let digest = json_of(&shown.out)["action_digest"].as_str().unwrap().to_owned();
 
+    for key in [&[][..], &key] {
+        let listed = dev.ask(&[&["approvals", "list"], key].concat());
+        assert!(listed.out.trim_end().ends_with("  Deploy build 7 to production"), "{}{}", listed.out, listed.err);
+    }
+    let asked = at_terminal(&dev.client(&["approvals", "approve", &id]), "y\n");
+    assert!(asked.code == 1 && asked.out.contains("who asks does not decide"), "{}", asked.out);
+    assert!(!asked.out.contains("[y/N]"), "before the question: {}", asked.out);
     let own = dev.ask(&["approvals", "approve", &id, "--yes", "--digest", &digest]);
     assert!(own.code == 1 && own.err.contains("approvals:decide"), "who asks does not approve: {}", own.err);
     let other = "0".repeat(64);

@@ -67,7 +67,10 @@ pub(crate) enum McpCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PinsCommand {
-    /// Lists every tool that was seen, and those whose definition has changed
+    /// Lists every tool that was seen: since when its definition is trusted, and whether it has changed
+    #[command(after_help = "\
+DEFINITION is the beginning of a SHA-256; JSON has all of it. The file keeps no text of a definition, because a changed
+one could tell anything to a model that reads the file.")]
     List {
         #[command(flatten)]
         file: PinsFile,
