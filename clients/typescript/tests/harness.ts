@@ -27,6 +27,8 @@ export function scratch(): string {
   return path;
 }
 
+const STATE_HOME = scratch();
+
 export interface DevServer {
   readonly dataDir: string;
   readonly url: string;
@@ -109,9 +111,10 @@ export function run(
   });
 }
 
-/** Without the settings of the person who runs the tests. */
+/** Without the settings and the state of the person who runs the tests. */
 export function cleanEnvironment(): NodeJS.ProcessEnv {
-  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("STAGE0_")));
+  const others = Object.entries(process.env).filter(([name]) => !name.startsWith("STAGE0_"));
+  return { ...Object.fromEntries(others), XDG_STATE_HOME: STATE_HOME };
 }
 
 function ready(started: ChildProcess): Promise<void> {

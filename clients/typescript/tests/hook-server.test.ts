@@ -86,6 +86,25 @@ test("after a call the hook has nothing to say", async () => {
   assert.deepEqual([ended.status, ended.stdout, ended.stderr], [0, "", ""]);
 });
 
+for (const [agent, end, status] of [
+  ["claude-code", { hook_event_name: "PostToolUse", tool_response: {} }, "succeeded"],
+  ["claude-code", { hook_event_name: "PostToolUseFailure", error: "no" }, "failed"],
+  ["codex", { hook_event_name: "PostToolUse", tool_response: {} }, "unknown"],
+] as const) {
+  test(`${agent}: the outcome of an allowed call is recorded as ${status}`, async () => {
+    const session = { session_id: `outcome-${agent}-${status}`, tool_use_id: "toolu_3" };
+    const event = { ...CALLS[agent]?.harmless, ...session };
+    assert.equal((await hook(agent, event)).status, 0);
+    const listed = dev.cli("decisions", "list", "--run-id", session.session_id, "--json");
+    const ids = [...listed.matchAll(/"request_id": ?"([0-9a-f-]{36})"/g)].map(([, id]) => id);
+    assert.equal(ids.length, 1);
+    const ended = await hook(agent, { ...event, ...end });
+    assert.deepEqual([ended.status, ended.stdout, ended.stderr], [0, "", ""]);
+    const { outcome } = await new Client({ dataDir: dev.dataDir }).decision(ids[0] ?? "");
+    assert.deepEqual([outcome?.status, outcome?.tool_call_id], [status, "toolu_3"]);
+  });
+}
+
 test("the OpenCode plugin lets a harmless call run, reports its outcome, and stops a harmful one", async () => {
   process.env["STAGE0_DATA_DIR"] = dev.dataDir;
   const hooks = await Stage0({ directory: "/project" });
@@ -93,7 +112,8 @@ test("the OpenCode plugin lets a harmless call run, reports its outcome, and sto
   await hooks["tool.execute.before"](call, { args: { command: "ls" } });
   await hooks["tool.execute.after"](call, { metadata: { exit: 0 } });
   const client = new Client({ dataDir: dev.dataDir });
-  const ids = [...dev.cli("decisions", "list", "--json").matchAll(/"request_id": ?"([0-9a-f-]{36})"/g)];
+  const listed = dev.cli("decisions", "list", "--run-id", "ses-1", "--json");
+  const ids = [...listed.matchAll(/"request_id": ?"([0-9a-f-]{36})"/g)];
   const records = await Promise.all([...new Set(ids.map(([, id]) => id ?? ""))].map((id) => client.decision(id)));
   const outcomes = records.flatMap(({ outcome }) => (outcome == null ? [] : [[outcome.status, outcome.tool_call_id]]));
   assert.deepEqual(outcomes, [["succeeded", "call-1"]]);

@@ -21,16 +21,28 @@ const HARMLESS: ReadonlySet<string> = new Set(
   tool.execute.after`.split(/\s+/),
 );
 
-/** The event's name; undefined where it cannot be read. */
-export function eventName(event: Uint8Array): string | undefined {
+/** Events that say how a call has ended. */
+const ENDS: ReadonlySet<string> = new Set(
+  `AfterTool PostToolUse PostToolUseFailure
+  afterMCPExecution afterShellExecution postToolUse postToolUseFailure`.split(/\s+/),
+);
+
+/** The event's members; none where it cannot be read. */
+export function membersOf(event: Uint8Array): JsonObject {
   try {
     const members = parseJson(event);
-    const name = isObject(members) ? members["hook_event_name"] : undefined;
-    return typeof name === "string" && name.trim() !== "" ? name : undefined;
+    return isObject(members) ? members : {};
   } catch {
-    return undefined;
+    return {};
   }
 }
+
+export function eventName(members: JsonObject): string | undefined {
+  const name = members["hook_event_name"];
+  return typeof name === "string" && name.trim() !== "" ? name : undefined;
+}
+
+export const endsCall = (name: string | undefined) => name !== undefined && ENDS.has(name);
 
 /** Whether a tool may run after the event, as far as this version knows. One that cannot be read counts as a call. */
 export const mayBeCall = (name: string | undefined) => name === undefined || !HARMLESS.has(name);

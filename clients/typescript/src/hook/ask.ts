@@ -9,7 +9,7 @@ import { DeadlineError, exchange } from "../exchange.js";
 import { isObject, JsonError, parseJson, type JsonObject } from "../json.js";
 import type { Server } from "../settings.js";
 import { TransportError, type Transport } from "../transport.js";
-import { denial, eventName, mayBeCall, readAnswer, reasonOf, type Agent } from "./agents.js";
+import { denial, eventName, mayBeCall, readAnswer, membersOf, reasonOf, type Agent } from "./agents.js";
 
 /** What the agent gets. */
 export interface HookAnswer {
@@ -18,6 +18,8 @@ export interface HookAnswer {
   readonly body: JsonObject;
   /** For standard error; empty if there is nothing to say. */
   readonly text: string;
+  /** The header `X-Request-Id`; only of an answer that allows a call. */
+  readonly requestId?: string | undefined;
 }
 
 export const MAX_EVENT_BYTES = 1_000_000;
@@ -27,8 +29,10 @@ export async function askHook(
   event: Uint8Array,
   connect: () => { readonly server: Server; readonly transport: Transport },
   timeoutMs: number,
+  /** That allowed the call which has ended. */
+  decision?: string,
 ): Promise<HookAnswer> {
-  const name = eventName(event);
+  const name = eventName(membersOf(event));
   try {
     if (event.length > MAX_EVENT_BYTES)
       return refusal(agent, name, `the event is larger than ${MAX_EVENT_BYTES} bytes`);
@@ -41,6 +45,7 @@ export async function askHook(
       "idempotency-key": randomUUID(),
       "user-agent": `stage0-hook-typescript/0.1.0`,
       "x-api-key": server.key,
+      ...(decision === undefined ? {} : { "stage0-decision": decision }),
     };
     const answer = await exchange(transport, {
       method: "POST",
@@ -52,7 +57,9 @@ export async function askHook(
       mayRepeat: true,
     });
     if (answer.status !== 200) return refusal(agent, name, failure(answer)[0]);
-    return relay(agent, name, parseJson(answer.body));
+    const { requestId } = answer;
+    const relayed = relay(agent, name, parseJson(answer.body));
+    return relayed.mayRun && mayBeCall(name) ? { ...relayed, requestId } : relayed;
   } catch (error) {
     return refusal(agent, name, why(error));
   }
