@@ -17,6 +17,7 @@ mod canary_return;
 mod config;
 mod errors;
 mod event_collection;
+mod hook_guards;
 mod idempotency;
 mod idle_timeout;
 mod in_flight;

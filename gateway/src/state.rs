@@ -11,6 +11,7 @@ use crate::address::ClientNet;
 use crate::approval_waits::ApprovalWaits;
 use crate::canary_return::Canaries;
 use crate::config::GatewayConfig;
+use crate::hook_guards::HookGuards;
 use crate::idempotency::FirstSeen;
 use crate::in_flight::{ByteLimits, BytesInFlight};
 use crate::instances::Instances;
@@ -45,6 +46,7 @@ pub(crate) struct AppState {
     pub(crate) instances: Arc<Instances>,
     pub(crate) approval_waits: Arc<ApprovalWaits>,
     pub(crate) canaries: Arc<Canaries>,
+    pub(crate) hook_guards: HookGuards,
     pub(crate) recorder: Recorder,
     /// The public keys of checkpoints, cached because anyone may request them.
     pub(crate) signing_keys: Cache<(), PublicKeys>,
@@ -81,6 +83,7 @@ impl AppState {
             instances: Arc::new(Instances::new(now, config.single_process)),
             approval_waits: Arc::default(),
             canaries: Arc::default(),
+            hook_guards: HookGuards::default(),
             recorder,
             signing_keys: Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_TTL).build(),
             first_seen: FirstSeen::default(),

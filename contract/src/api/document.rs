@@ -125,6 +125,10 @@ impl Document {
             parameters.push(json!({"$ref": "#/components/parameters/CheckKey"}));
             parameters.push(json!({"$ref": "#/components/parameters/MinPolicy"}));
         }
+        if row.name == "AskAsHook" {
+            parameters.push(json!({"$ref": "#/components/parameters/HookEnvironment"}));
+            parameters.push(json!({"$ref": "#/components/parameters/HookDecision"}));
+        }
         if row.is_idempotent {
             parameters.push(json!({"$ref": "#/components/parameters/CreationKey"}));
         }
@@ -450,6 +454,21 @@ fn parameters() -> Value {
             "schema": {"type": "string", "minLength": 1, "maxLength": 100},
             "description": "`<pack>@<semver>+<digest>`: the check is answered only if this version decides it, or one \
                 of the same pack with a higher number; else a 503 that names both.",
+        },
+        "HookEnvironment": {
+            "name": "environment",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "Where the agent works, such as `production`, for tools whose entry in the table names \
+                none: `environment` of the check.",
+        },
+        "HookDecision": {
+            "name": "Stage0-Decision",
+            "in": "header",
+            "schema": {"type": "string", "format": "uuid"},
+            "description": "With an event that tells the end of a call: the decision that allowed it \
+                (`X-Request-Id` of that answer). What came of the call is then reported as its outcome, which takes \
+                the scope `outcomes:report`.",
         },
         "CreationKey": {
             "name": "Idempotency-Key",

@@ -278,12 +278,12 @@ operations! {
     /// Needs the scope `check`. The body is the event that the agent hands to its hooks, and the answer is what the
     /// agent expects of a hook, for `claude-code`, `codex`, `cursor`, `gemini` and `opencode`. The event is mapped to a
     /// check by the built-in table of tools. **Always 200 with a body that denies** where the tool must not run, also
-    /// where this API answers 401, 413, 422, 429 or 503 elsewhere: agents read the body alone. 404: no such agent.
+    /// where this API answers 401, 404, 413, 422, 429 or 503 elsewhere: agents read the body alone. Each key and agent
+    /// that asks is kept as a guard that is alive.
     AskAsHook = Row::post("/v1/hooks/{agent}", "check", CHECK)
         .parameters::<HookPath>()
         .body::<HookEvent>()
         .replies::<HookAnswer>("The answer in the agent's own form.")
-        .or(&[NotFound])
         .body_example(
             r#"{"hook_event_name": "PreToolUse", "session_id": "s-1", "cwd": "/work", "tool_name": "Bash",
                 "tool_input": {"command": "ls"}, "tool_use_id": "toolu_01"}"#,

@@ -133,7 +133,7 @@ async fn run(
     // The permit stands for the memory that the request needs until it is answered.
     let body = match door {
         Door::Check => received.parse(&state.request_memory, Some(&identity.account), deadline).await?,
-        Door::Hook(agent) => match hooks::read(agent, state, request, received, (&identity.account, deadline)).await? {
+        Door::Hook(agent) => match hooks::read(agent, state, request, received, (&identity, deadline)).await? {
             HookBody::Call(body) => body,
             HookBody::Other(answer) => return Ok(answer),
         },

@@ -1,8 +1,9 @@
 //! `POST /v1/hooks/{agent}`: the events of coding agents' hooks, answered in their own form.
 //!
 //! An event that asks about a tool call becomes a check and takes the path of every check (`check.rs`); only its body
-//! and its answer have another form. Other events are answered with nothing, as their agents expect, and nothing is
-//! kept of them: the id of a tool call is its model's own and may repeat, so it leads to no decision for certain.
+//! and its answer have another form. Other events are answered with nothing, as their agents expect. The end of a call
+//! is an outcome where the hook names the decision (`Stage0-Decision`): the id of a tool call is its model's own and
+//! may repeat, so it leads to no decision for certain.
 //! INVARIANT: agents read bodies and not status codes, and run the tool where they cannot read one. So every answer
 //! here has status 200, and each that is not to a complete ALLOW denies in the agent's own form.
 
@@ -15,17 +16,21 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use serde_json::{Map, Value};
-use stage0_contract::{AccountId, ClientRequestId, FieldError, Operation, RequestId, parse_strict};
-use stage0_guard::{Agent, Decision, Event, Options, Table, Unreadable};
+use stage0_contract::{ClientRequestId, FieldError, KeyIdentity, Operation, RequestId, is_blank, parse_strict};
+use stage0_guard::{Agent, Decision, Event, Options, Table, UnknownAgent, Unreadable, ask};
 use tokio::time::Instant;
 
 use super::check::{Door, enter};
+use super::fields::Fields;
+use super::outcomes::report_of_hook;
 use crate::body::{Body, ReceivedBody};
 use crate::errors::ApiError;
 use crate::state::AppState;
 
 /// Before its agent, in the path's pattern.
 const AGENT: &str = "{agent}";
+/// Names the decision that allowed the call that has ended.
+const DECISION: &str = "Stage0-Decision";
 static TABLE: LazyLock<Option<Table>> = LazyLock::new(|| {
     let table = Table::builtin();
     table.inspect_err(|error| tracing::error!(error = error as &dyn Error, "the table of tools cannot be read")).ok()
@@ -36,6 +41,8 @@ struct Asked {
     agent: Agent,
     /// None until it could be read.
     event: Option<Event>,
+    /// What could not be read of its call.
+    unread: Vec<String>,
 }
 
 /// What an event asks for.
@@ -51,10 +58,14 @@ pub(super) async fn ask(
     request: HttpRequest,
     payload: Payload,
     agent: Path<String>,
-) -> Result<HttpResponse, ApiError> {
-    let agent: Agent = agent.parse().map_err(|_| ApiError::NotFound)?;
-    request.extensions_mut().insert(Asked { agent, event: None });
-    Ok(enter(Door::Hook(agent), state, request, payload).await)
+) -> HttpResponse {
+    let Ok(agent) = agent.parse() else {
+        // A misspelt address must deny, too; of these agents Claude Code alone asks over HTTP by itself.
+        let why = Decision::undecided(format!("there are no hooks of this agent here: it {UnknownAgent}"));
+        return written(HttpResponse::Ok().finish(), Agent::ClaudeCode, None, &why);
+    };
+    request.extensions_mut().insert(Asked { agent, event: None, unread: Vec::new() });
+    enter(Door::Hook(agent), state, request, payload).await
 }
 
 /// Reads the event, and makes of it what is asked.
@@ -63,33 +74,70 @@ pub(super) async fn read(
     state: &AppState,
     request: &HttpRequest,
     received: ReceivedBody,
-    (account, deadline): (&AccountId, Instant),
+    (identity, deadline): (&KeyIdentity, Instant),
 ) -> Result<HookBody, ApiError> {
-    let read = move |bytes: &[u8]| event_and_check(agent, bytes);
-    let (read, bytes, permit) = received.read_by(&state.request_memory, Some(account), deadline, read).await?;
-    let (event, check) = read?;
+    state.hook_guards.seen(state, identity, agent, request).await;
+    let options = options(request)?;
+    let read = move |bytes: &[u8]| event_and_check(agent, &options, bytes);
+    let account = Some(&identity.account);
+    let (read, bytes, permit) = received.read_by(&state.request_memory, account, deadline, read).await?;
+    let Asking { event, check, unread } = read?;
     let body = match check {
         Some(object) => HookBody::Call(Body { object, bytes, permit: Some(permit) }),
-        // No decision counts for it.
         None => {
+            report_end(request, agent, &event).await;
+            // No decision counts for it.
             let unasked = Decision::undecided("the event does not ask");
             HookBody::Other(written(HttpResponse::Ok().finish(), agent, Some(&event), &unasked))
         }
     };
-    request.extensions_mut().insert(Asked { agent, event: Some(event) });
+    request.extensions_mut().insert(Asked { agent, event: Some(event), unread });
     Ok(body)
 }
 
-/// The event, and the check that it asks for. What the check does not need of its arguments is dropped.
-fn event_and_check(agent: Agent, bytes: &[u8]) -> Result<(Event, Option<Map<String, Value>>), ApiError> {
-    let mut event = stage0_guard::read(agent, bytes).map_err(unreadable)?;
-    let Event::Call(call) = &mut event else { return Ok((event, None)) };
-    let table = TABLE.as_ref().ok_or(ApiError::Unavailable)?;
-    let Value::Object(check) = stage0_guard::ask::body(table, &Options::default(), call) else {
-        return Err(ApiError::Unavailable);
+/// What the address says of the agent.
+fn options(request: &HttpRequest) -> Result<Options, ApiError> {
+    let mut fields = Fields::of_query(request);
+    let environment = fields.text("environment");
+    if environment.as_deref().is_some_and(is_blank) {
+        fields.refuse("environment", "must not be blank");
+    }
+    fields.finish()?;
+    Ok(Options { environment, ..Options::default() })
+}
+
+/// Reports what came of a call, if the event says so and the hook names its decision. The agent waits for no answer to
+/// that, so a failure is logged alone.
+async fn report_end(request: &HttpRequest, agent: Agent, event: &Event) {
+    let (Event::Ended(ended), Some(named)) = (event, request.headers().get(DECISION)) else { return };
+    let decision = named.to_str().ok().and_then(|id| RequestId::parse(id).ok());
+    let reported = match decision {
+        Some(decision) => report_of_hook(request, decision, ended).await.map(|_| ()),
+        None => Err(ApiError::Invalid(vec![FieldError::new(DECISION, "must be the id of a decision")])),
     };
+    if let Err(error) = reported {
+        tracing::info!(%agent, %error, "the outcome that a hook saw is not recorded");
+    }
+}
+
+/// An event that was read.
+struct Asking {
+    event: Event,
+    /// What it asks for, if it asks.
+    check: Option<Map<String, Value>>,
+    unread: Vec<String>,
+}
+
+/// The event, and the check that it asks for. What the check does not need of its arguments is dropped.
+fn event_and_check(agent: Agent, options: &Options, bytes: &[u8]) -> Result<Asking, ApiError> {
+    let mut event = stage0_guard::read(agent, bytes).map_err(unreadable)?;
+    let Event::Call(call) = &mut event else { return Ok(Asking { event, check: None, unread: Vec::new() }) };
+    let table = TABLE.as_ref().ok_or(ApiError::Unavailable)?;
+    let check = ask::body(table, options, call);
+    let unread = ask::unread(&check);
+    let Value::Object(check) = check else { return Err(ApiError::Unavailable) };
     call.arguments = Map::new();
-    Ok((event, Some(check)))
+    Ok(Asking { event, check: Some(check), unread })
 }
 
 fn unreadable(why: Unreadable) -> ApiError {
@@ -114,7 +162,7 @@ pub(super) fn call_id(request: &HttpRequest) -> Option<ClientRequestId> {
 /// Makes of a check's answer the answer to its event. Other events have theirs already.
 pub(super) fn answered(request: &HttpRequest, response: HttpResponse) -> HttpResponse {
     let extensions = request.extensions();
-    let Some(Asked { agent, event: Some(event @ Event::Call(_)) }) = extensions.get::<Asked>() else {
+    let Some(Asked { agent, event: Some(event @ Event::Call(_)), unread }) = extensions.get::<Asked>() else {
         return response;
     };
     let status = response.status().as_u16();
@@ -122,7 +170,7 @@ pub(super) fn answered(request: &HttpRequest, response: HttpResponse) -> HttpRes
     let body = body.try_into_bytes().ok().and_then(|bytes| parse_strict(&bytes).ok());
     let decision =
         body.map_or_else(|| Decision::undecided("the decision cannot be read"), |body| Decision::read(status, &body));
-    written(head.set_body(BoxBody::new(())), *agent, Some(event), &decision)
+    written(head.set_body(BoxBody::new(())), *agent, Some(event), &decision.with_unread(unread))
 }
 
 /// The public answer to an error: to a hook a denial in its agent's form, also before the request has been routed.
@@ -143,7 +191,8 @@ fn agent_in_path(request: &HttpRequest) -> Option<Agent> {
     }
     let state = request.app_data::<Data<AppState>>()?;
     let path = request.path().strip_prefix(state.config.base_path.as_str())?.trim_end_matches('/');
-    path.strip_prefix(Operation::AskAsHook.path().strip_suffix(AGENT)?)?.parse().ok()
+    let agent = path.strip_prefix(Operation::AskAsHook.path().strip_suffix(AGENT)?)?;
+    Some(agent.parse().unwrap_or(Agent::ClaudeCode))
 }
 
 /// The answer that the agent expects. `head` has its headers.

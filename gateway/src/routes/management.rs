@@ -52,6 +52,12 @@ impl FromRequest for Call {
 }
 
 impl Call {
+    /// A request whose body has been read already.
+    pub(super) fn of(request: &HttpRequest) -> Result<Self, ApiError> {
+        let state = request.app_data::<Data<AppState>>().cloned().ok_or(ApiError::Unavailable)?;
+        Ok(Self { state, request: request.clone(), payload: Payload::None, memory: None })
+    }
+
     /// The caller, if its key has a management call left in this minute.
     pub(super) async fn caller(&self) -> Result<Caller, ApiError> {
         self.authorize(ManagementCall::Other, None).await

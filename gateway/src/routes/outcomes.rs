@@ -5,8 +5,10 @@
 //! count an action as open whose decision was never recorded.
 //! INVARIANT: the answer leaves after its line is in the log.
 
-use actix_web::HttpResponse;
+use std::sync::Arc;
+
 use actix_web::web::Path;
+use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,6 +17,7 @@ use stage0_contract::{
     OutcomeReported, OutcomeStatus, ReportDecisionOutcome, ReportedOutcome, RequestId, RunId, Scope, Verdict, hidden,
     is_blank, is_invisible,
 };
+use stage0_guard::Ended;
 
 use super::approvals::{authorize, record_change};
 use super::decisions::{find_decision, read_failed};
@@ -56,6 +59,32 @@ pub(super) async fn report(mut call: Call, id: Path<String>) -> Result<HttpRespo
     let identity = authorize(&call, &[Scope::OutcomesReport]).await?;
     let request_id = RequestId::parse(&id).map_err(|_| ApiError::NotFound)?;
     let report = Report::read(call.json_fields(&identity.account).await?)?;
+    Ok(HttpResponse::Ok().json(keep(call, identity, request_id, report).await?))
+}
+
+/// What a hook saw of a call that a decision had allowed. Nothing is reported of what cannot stand in a report.
+pub(super) async fn report_of_hook(
+    request: &HttpRequest,
+    request_id: RequestId,
+    ended: &Ended,
+) -> Result<ReportedOutcome, ApiError> {
+    let call = Call::of(request)?;
+    let identity = authorize(&call, &[Scope::OutcomesReport]).await?;
+    let report = Report {
+        status: OutcomeStatus::parse(ended.status.as_str()).ok_or(ApiError::Unavailable)?,
+        tool_call_id: ended.call_id.as_deref().and_then(tool_call_id),
+        duration_ms: ended.duration_ms.filter(|ms| *ms <= MAX_DURATION_MS),
+        cost: None,
+    };
+    keep(call, identity, request_id, report).await
+}
+
+async fn keep(
+    call: Call,
+    identity: Arc<KeyIdentity>,
+    request_id: RequestId,
+    report: Report,
+) -> Result<ReportedOutcome, ApiError> {
     if !call.state.actor_of(&identity).can_record {
         return Err(ApiError::NotRecorded(Change::NotReadable));
     }
@@ -64,12 +93,12 @@ pub(super) async fn report(mut call: Call, id: Path<String>) -> Result<HttpRespo
         (None, _permit) => None,
     };
     let message = report.of_decision(&identity, request_id, decided);
-    let reported = to_the_end(async move {
+    to_the_end(async move {
         let OutcomeReported { outcome, settled, unrecorded } = call.send(&message).await?;
         record_change(&call, &identity, unrecorded).await?;
         Ok(ReportedOutcome { outcome, settled })
-    });
-    Ok(HttpResponse::Ok().json(reported.await?))
+    })
+    .await
 }
 
 impl Report {

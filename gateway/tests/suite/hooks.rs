@@ -2,9 +2,12 @@
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
+use stage0_contract::{
+    EventsSettled, GuardCounts, ManageReply, OutcomeStatus, ReportDecisionOutcome, ReportGuard, Scope, SettleEvents,
+};
 
 use crate::harness::{Answer, Stack, TENANT, send};
-use crate::outcomes::allow;
+use crate::outcomes::{allow, reported};
 
 pub(crate) const AGENTS: [&str; 5] = ["claude-code", "codex", "cursor", "gemini", "opencode"];
 
@@ -168,12 +171,117 @@ async fn an_event_that_asks_nothing_is_answered_with_nothing() {
 }
 
 #[tokio::test]
-async fn another_agent_is_a_404_and_another_method_a_405() {
-    let stack = Stack::start().await;
-    for agent in ["vim", "Claude-Code", "claude-code/x"] {
-        let answer = send(event(&stack, agent, &call_of("claude-code"))).await;
-        assert_eq!(answer.refusal(), (404, "not_found".to_owned()), "{agent}");
+async fn the_end_of_a_call_is_the_outcome_of_the_decision_that_its_hook_names() {
+    let mut stack = Stack::start().await;
+    stack.services.change(TENANT, |identity| {
+        identity.scopes.insert(Scope::OutcomesReport);
+    });
+    stack.serve::<SettleEvents>(|_| ManageReply::Done(EventsSettled {})).await;
+    let mut asked = stack.serve::<ReportDecisionOutcome>(|_| ManageReply::Done(reported())).await;
+    allow(&stack, None);
+    let id = ask(&stack, "claude-code").await.header("x-request-id").unwrap().to_owned();
+    let ended = json!({
+        "hook_event_name": "PostToolUse", "session_id": "s-1", "cwd": "/work", "tool_name": "Read",
+        "tool_input": {}, "tool_response": {"success": true}, "tool_use_id": "toolu_01", "duration_ms": 420,
+    });
+    let end = |decision: &str| event(&stack, "claude-code", &ended).header("stage0-decision", decision);
+    let answer = send(end(&id)).await;
+    assert_eq!((answer.status.as_u16(), answer.text.as_str()), (200, "{}"));
+    let message = asked.try_recv().unwrap();
+    assert_eq!((message.request_id.to_string(), message.status), (id.clone(), OutcomeStatus::Succeeded));
+    assert_eq!((message.tool_call_id.as_deref(), message.actual_micros), (Some("toolu_01"), None));
+    let lines = stack.lines().await;
+    assert!(lines.iter().any(|line| line["type"] == "decision.outcome"), "{lines:?}");
+
+    // No decision, none that is one, and an event that ends nothing: nothing is reported, and nothing denied.
+    for unnamed in [event(&stack, "claude-code", &ended), end(""), end("latest"), end(&"7".repeat(4_000))] {
+        assert_eq!(send(unnamed).await.text, "{}");
     }
+    let began = json!({"hook_event_name": "SessionStart", "session_id": "s-1"});
+    assert_eq!(send(event(&stack, "claude-code", &began).header("stage0-decision", &id)).await.text, "{}");
+    // A call is asked about, whatever it names.
+    let call = event(&stack, "claude-code", &call_of("claude-code")).header("stage0-decision", &id);
+    assert_eq!(send(call).await.text, allowed("claude-code", ""));
+    assert!(asked.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_hook_whose_key_may_not_report_outcomes_reports_none() {
+    let mut stack = Stack::start().await;
+    let mut asked = stack.serve::<ReportDecisionOutcome>(|_| ManageReply::Done(reported())).await;
+    allow(&stack, None);
+    let id = ask(&stack, "codex").await.header("x-request-id").unwrap().to_owned();
+    let ended = json!({
+        "hook_event_name": "PostToolUse", "session_id": "s-1", "cwd": "/work", "tool_name": "Read",
+        "tool_input": {}, "tool_response": {}, "tool_use_id": "toolu_01", "model": "m",
+    });
+    let end = send(event(&stack, "codex", &ended).header("stage0-decision", &id)).await;
+    assert_eq!((end.status.as_u16(), end.text.as_str()), (200, "{}"));
+    assert!(asked.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_hook_that_asks_is_a_guard_that_is_alive_and_reported_once_a_minute() {
+    let mut stack = Stack::start().await;
+    let mut reports = stack.serve::<ReportGuard>(|_| ManageReply::Failed).await;
+    allow(&stack, None);
+    let asked = |agent: &str| event(&stack, agent, &call_of(agent));
+    for request in [
+        asked("claude-code").header("user-agent", "stage0-python-hook/0.1.0"),
+        asked("claude-code"),
+        asked("codex").header("user-agent", "Mozilla/5.0 (X11)"),
+    ] {
+        let agent_answer = send(request).await;
+        assert_eq!(agent_answer.text, allowed("codex", ""), "a report that is not kept changes no decision");
+    }
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let report = reports.recv().await.unwrap();
+        assert_eq!(report.counts, GuardCounts::default());
+        assert_eq!(report.guard_id.as_str(), format!("{}-{}", report.kind, report.key_id));
+        told.push((report.kind, report.version));
+    }
+    told.sort();
+    let expected = [("claude-code", "stage0-python-hook/0.1.0"), ("codex", "http")];
+    assert_eq!(told, expected.map(|(kind, version)| (kind.to_owned(), version.to_owned())));
+    assert!(reports.try_recv().is_err(), "the second call within the minute");
+}
+
+#[tokio::test]
+async fn the_address_of_a_hook_says_where_the_agent_works() {
+    let stack = Stack::start().await;
+    allow(&stack, None);
+    let asked = |agent: &str, query: &str| {
+        let path = format!("/v1/hooks/{agent}{query}");
+        let request = stack.request_as(TENANT, Method::POST, &path).header("content-type", "application/json");
+        request.body(call_of("claude-code").to_string())
+    };
+    let environment = || {
+        let asked = stack.services.evaluated.lock().unwrap().clone().unwrap();
+        serde_json::to_value(&asked.request).unwrap()["environment"].clone()
+    };
+    assert_eq!(send(asked("claude-code", "?environment=staging")).await.text, allowed("claude-code", ""));
+    assert_eq!(environment(), "staging");
+    assert_eq!(send(asked("claude-code", "")).await.text, allowed("claude-code", ""));
+    assert_ne!(environment(), "staging");
+    for query in ["?enviroment=staging", "?environment=a&environment=b", "?environment"] {
+        let text = denied("claude-code", &send(asked("claude-code", query)).await);
+        assert!(text.contains("nvironment") || text.contains("enviroment"), "{query}: {text}");
+    }
+    assert_eq!(stack.services.evaluations(), 2);
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_exist_is_denied_and_another_method_a_405() {
+    let stack = Stack::start().await;
+    for agent in ["vim", "Claude-Code"] {
+        let text = denied("claude-code", &send(event(&stack, agent, &call_of("claude-code"))).await);
+        assert!(text.contains("must be claude-code, codex, cursor, gemini or opencode"), "{agent}: {text}");
+    }
+    let deeper = send(event(&stack, "claude-code/x", &call_of("claude-code"))).await;
+    assert!(denied("claude-code", &deeper).contains("there is nothing here"), "{}", deeper.text);
+    let elsewhere = stack.post(TENANT, "/v1/hook/claude-code", &call_of("claude-code")).await;
+    assert_eq!(elsewhere.refusal(), (404, "not_found".to_owned()));
     let read = stack.get(TENANT, "/v1/hooks/claude-code").await;
     assert_eq!(read.refusal(), (405, "method_not_allowed".to_owned()));
     assert_eq!(stack.services.evaluations(), 0);
