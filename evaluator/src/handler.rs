@@ -23,6 +23,7 @@ use stage0_policy::{
     RunNeeds, RunSnapshot, TimeLimit,
 };
 
+use crate::differences;
 use crate::metrics;
 use crate::published::Chosen;
 use crate::run::RunUpdate;
@@ -315,7 +316,8 @@ fn guarded(
 ) -> Decided {
     // The engine keeps no state between requests, so a panic leaves nothing inconsistent.
     match catch_unwind(AssertUnwindSafe(decide)) {
-        Ok(Ok(Answer { evaluation, run, terms, stopped, hold })) => {
+        Ok(Ok(Answer { evaluation, run, terms, stopped, hold, differences })) => {
+            differences::found_by_check(message, &differences);
             let update = Some(RunUpdate::new(&evaluation, needs, run));
             Decided { reply: EvaluateReply::Decided(Box::new(evaluation)), update, terms, stopped, held: None, hold }
         }

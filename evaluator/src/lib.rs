@@ -12,6 +12,7 @@ mod capture;
 mod checks;
 mod compare;
 mod config;
+mod differences;
 mod engines;
 mod event_id;
 mod fair_queue;

@@ -18,6 +18,7 @@ const GIVEN_UP: &str = "stage0_checks_given_up_total";
 const SECONDS: &str = "stage0_decide_seconds";
 const IN_FLIGHT: &str = "stage0_in_flight";
 const POLICY: &str = "stage0_policy_info";
+const POLICY_DIFFERENCES: &str = "stage0_policy_differences_total";
 const POLICY_LOADS: &str = "stage0_policy_loads_total";
 const TOGETHER: &str = "stage0_run_checks_together";
 const CONFLICTS: &str = "stage0_run_conflicts_total";
@@ -108,6 +109,11 @@ pub(crate) fn describe() {
         "1 for each policy version: the one that decides, and others that are loaded."
     );
     describe_counter!(POLICY_LOADS, Unit::Count, "Published policies that were loaded, or could not be.");
+    describe_counter!(
+        POLICY_DIFFERENCES,
+        Unit::Count,
+        "Policies whose compiled rules were found to differ from Cedar, which evaluates them from then on."
+    );
     describe_histogram!(TOGETHER, Unit::Count, "Checks of one run that were decided together.");
     describe_counter!(CONFLICTS, Unit::Count, "Runs read again because another evaluator wrote them meanwhile.");
     describe_counter!(LEDGER_FAILURES, Unit::Count, "Records that could not be read or written, by what they are.");
@@ -246,6 +252,11 @@ pub(crate) fn policy_load(is_loaded: bool) {
     counter!(POLICY_LOADS, "outcome" => if is_loaded { "loaded" } else { "failed" }).increment(1);
 }
 
+/// Compiled rules of a policy and Cedar came to different outcomes.
+pub(crate) fn policy_differs() {
+    counter!(POLICY_DIFFERENCES).increment(1);
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a few dozen at most")]
 pub(crate) fn batch_size(checks: usize) {
     histogram!(TOGETHER).record(checks as f64);
@@ -336,6 +347,7 @@ mod tests {
             busy();
             drop(begin_request());
             policy_load(true);
+            policy_differs();
             batch_size(1);
             conflict();
             ledger_failed();
@@ -353,6 +365,7 @@ mod tests {
             SECONDS,
             IN_FLIGHT,
             POLICY_LOADS,
+            POLICY_DIFFERENCES,
             TOGETHER,
             CONFLICTS,
             LEDGER_FAILURES,

@@ -21,6 +21,7 @@ use stage0_policy::Pack;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::differences;
 use crate::metrics;
 use crate::own_thread::on_own_thread;
 use kept::{Content, Found, Kept, Key};
@@ -268,6 +269,7 @@ impl Published {
         let pack = loaded.map_err(|error| first_fault(&error))?;
         let duration_ms = began.elapsed().as_secs_f64() * 1e3;
         tracing::info!(policy_version = %key.version, duration_ms, "published policy loaded");
+        differences::found_by_cases(&pack);
         self.shared.lock().loaded(key, content, &pack, bytes);
         Ok(pack)
     }

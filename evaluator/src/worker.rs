@@ -17,6 +17,7 @@ use crate::candidates::{Candidates, JudgeThread};
 use crate::checks::ShardLimits;
 use crate::compare::Comparer;
 use crate::config::EvaluatorConfig;
+use crate::differences;
 use crate::metrics;
 use crate::published::{LoadedPolicies, SharedPolicies};
 use crate::replay::Replayer;
@@ -107,7 +108,10 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     }
     let active = packs.active().version().clone();
     metrics::policies(&active, &packs.versions());
-    packs.packs().for_each(|pack| log_parents(pack));
+    for pack in packs.packs() {
+        log_parents(pack);
+        differences::found_by_cases(pack);
+    }
     tracing::info!(policy_version = %active, shards = count, "evaluator serves");
     stop_on_error.disarm();
     Ok(Evaluator { active, policies: LoadedPolicies::new(policies), shards, judge, ended, stop })

@@ -11,6 +11,7 @@ use stage0_contract::{ApprovalMode, ApprovalTerms, EvaluateRequest, Evaluation};
 pub(crate) use terms::{DAY, Terms, group, joined, quorum, within_seconds};
 
 use crate::decision::OutcomeHold;
+use crate::evaluation::Difference;
 use crate::facts::RunFacts;
 
 /// What people decided here about this very action.
@@ -40,6 +41,8 @@ pub struct Answer {
     pub stopped: bool,
     /// Whether it may be held up while an outcome is unknown.
     pub hold: OutcomeHold,
+    /// Rules that were evaluated in two ways and differed, by pack. The check is denied for them.
+    pub differences: Vec<Difference>,
 }
 
 /// Which approvals count in a decision. The default is the caller's word alone.

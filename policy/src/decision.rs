@@ -292,9 +292,15 @@ fn guardrail_checks(outcome: &Outcome<'_>) -> BTreeMap<String, BTreeMap<String, 
     for rule in &outcome.evaluated {
         let Some(check) = &rule.check else { continue };
         let broken = outcome.matched.iter().any(|m| m.id == rule.id) || outcome.failed.contains(&rule.id);
-        let checks = families.entry(rule.family.clone()).or_default();
-        let state = checks.entry(check.clone()).or_insert(GuardrailCheck { required: true, satisfied: true });
-        state.satisfied &= !broken;
+        // Most rules share a family, and its name is copied once.
+        let checks = match families.get_mut(&rule.family) {
+            Some(checks) => checks,
+            None => families.entry(rule.family.clone()).or_default(),
+        };
+        match checks.get_mut(check) {
+            Some(state) => state.satisfied &= !broken,
+            None => drop(checks.insert(check.clone(), GuardrailCheck { required: true, satisfied: !broken })),
+        }
     }
     families
 }

@@ -1,14 +1,10 @@
-//! The engine: evaluates the rules of one pack on one thread, and shares nothing with other threads.
+//! The engine: decides checks by the rules of one pack on one thread, and shares nothing with other threads.
 //!
-//! Policies are grouped by trigger, and Cedar gets only the attributes that the evaluated rules name.
-//! INVARIANT: a rule that errors is reported as failed and never skipped; the same facts give the same outcome.
+//! `evaluation` finds which rules are satisfied; here they become a decision, an explanation, or an answer for a
+//! server.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cedar_policy::{
-    AuthorizationError, Authorizer, Context, ContextCreationError, Entities, EntityUid, PolicySet, Request,
-};
 use jiff::Timestamp;
 use stage0_contract::{
     AccountId, ActionDigest, Actor, ApprovalTerms, CheckRequest, Decision, Effect, EvaluateRequest, Evaluation,
@@ -17,65 +13,29 @@ use stage0_contract::{
 
 use crate::approval::{Answer, Approvals, HeldApproval};
 use crate::decision::{self, OutcomeHold};
+use crate::evaluation::{Difference, Rules};
 use crate::explain::{Explanation, Proposed};
 use crate::facts::{
-    Asking, Attribute, Attributes, Before, Circumstances, EvaluateError, FactValue, Facts, Groups, NamedCaller,
-    RunSnapshot, Trigger, Triggers, covering_stop, grant_covers, resolved_environment, without_claim,
+    Asking, Attribute, Before, Circumstances, EvaluateError, FactValue, Facts, Groups, NamedCaller, RunSnapshot,
+    Trigger, covering_stop, grant_covers, resolved_environment, without_claim,
 };
-use crate::files::{Fault, PackError};
+use crate::files::PackError;
 use crate::kept;
-use crate::pack::{Pack, rekeyed};
+use crate::pack::Pack;
 use crate::redaction::{ActionSummary, redacted_texts};
 use crate::rule::{Outcome, Rule};
 use crate::time_limit::TimeLimit;
 
-/// The action of the schema that every rule is about.
-pub(crate) const ACTION: &str = r#"Action::"check""#;
-pub(crate) const PRINCIPAL: &str = r#"Agent::"caller""#;
-pub(crate) const RESOURCE: &str = r#"Proposal::"action""#;
-
 /// A pack, parsed for one thread.
 pub struct Engine {
     pack: Arc<Pack>,
-    buckets: BTreeMap<Trigger, Bucket>,
-    authorizer: Authorizer,
-    entities: Entities,
-    principal: EntityUid,
-    action: EntityUid,
-    resource: EntityUid,
-}
-
-#[derive(Default)]
-struct Bucket {
-    policies: PolicySet,
-    attributes: Attributes,
-    rules: Vec<String>,
+    rules: Rules,
 }
 
 impl Engine {
-    /// Parses the pack's policies again, because threads that shared them would contend for their reference counts.
+    /// Parses the pack's policies again, for this thread alone.
     pub fn new(pack: Arc<Pack>) -> Result<Self, PackError> {
-        let unparsed = || PackError::of(Fault::new("*.cedar", "the rules cannot be parsed again"));
-        let mut buckets: BTreeMap<Trigger, Bucket> = BTreeMap::new();
-        for source in &pack.sources {
-            for policy in rekeyed(source).ok_or_else(unparsed)? {
-                let rule = pack.rules.get::<str>(policy.id().as_ref()).ok_or_else(unparsed)?;
-                let bucket = buckets.entry(rule.trigger).or_default();
-                bucket.attributes.extend(rule.attributes);
-                bucket.rules.push(rule.id.clone());
-                bucket.policies.add(policy).map_err(|_| unparsed())?;
-            }
-        }
-        let uid = |text: &str| text.parse::<EntityUid>().map_err(|_| unparsed());
-        Ok(Self {
-            buckets,
-            authorizer: Authorizer::new(),
-            entities: Entities::empty(),
-            principal: uid(PRINCIPAL)?,
-            action: uid(ACTION)?,
-            resource: uid(RESOURCE)?,
-            pack,
-        })
+        Ok(Self { rules: Rules::new(&pack)?, pack })
     }
 
     /// The pack whose rules it evaluates.
@@ -121,10 +81,12 @@ impl Engine {
         let groups = if keeps { Groups::ALL } else { circumstances.groups };
         let facts = Facts::read(request, &self.pack, &Circumstances { groups, ..circumstances }, limit)?;
         limit.check()?;
+        let mut difference = None;
         let (decision, terms, source) = match stop {
             Some(stop) => (decision::stopped(&self.pack, request, &facts, stop), None, None),
             None => {
-                let outcome = self.evaluate(&facts);
+                let (outcome, differs) = self.rules.evaluate_compared(&facts);
+                difference = differs;
                 let decision = decision::assemble(&self.pack, request, &facts, &outcome);
                 let terms = decision::terms(&self.pack, &outcome, decision.verdict);
                 let settles = || self.claim_settles(request, &outcome, &circumstances, limit);
@@ -141,7 +103,8 @@ impl Engine {
         let recordable = Some(recordable);
         let evaluation = Evaluation { decision, recordable, approval_source: source, events: Vec::new() };
         let hold = OutcomeHold::of(&self.pack, &facts);
-        Ok(Answer { evaluation, run: facts.run, terms, stopped: stop.is_some(), hold })
+        let differences = difference.into_iter().collect();
+        Ok(Answer { evaluation, run: facts.run, terms, stopped: stop.is_some(), hold, differences })
     }
 
     /// Whether a rule would object if the caller did not say that the action is approved. A rule of an organisation may
@@ -249,60 +212,27 @@ impl Engine {
 
     /// Evaluates the rules whose trigger holds.
     pub(crate) fn evaluate(&self, facts: &Facts) -> Outcome<'_> {
-        let triggers = Triggers::of(facts);
-        self.authorize(|attribute| attribute.value(facts), |trigger| triggers.contains(trigger))
+        self.rules.evaluate(facts, |_| true)
     }
 
     /// Evaluates the rules whose trigger holds and is one of these.
     pub(crate) fn evaluate_where(&self, facts: &Facts, is_wanted: impl Fn(Trigger) -> bool) -> Outcome<'_> {
-        let triggers = Triggers::of(facts);
-        self.authorize(|attribute| attribute.value(facts), |trigger| triggers.contains(trigger) && is_wanted(trigger))
+        self.rules.evaluate(facts, is_wanted)
     }
 
-    /// Evaluates every rule, to prove that triggers hide none.
-    pub(crate) fn evaluate_all(&self, facts: &Facts) -> Outcome<'_> {
-        self.evaluate_by(|attribute| attribute.value(facts))
+    /// As [`Engine::evaluate`], by Cedar alone.
+    pub(crate) fn evaluate_by_cedar(&self, facts: &Facts) -> Outcome<'_> {
+        self.rules.evaluate_by_cedar(facts)
     }
 
-    /// Evaluates every rule by these values.
+    /// Has Cedar evaluate every rule, to prove that triggers hide none, and that it agrees with the compiled rules.
+    pub(crate) fn evaluate_all(&self, facts: &Facts) -> (Outcome<'_>, Option<Difference>) {
+        self.rules.evaluate_all(facts)
+    }
+
+    /// Has Cedar evaluate every rule by these values.
     pub(crate) fn evaluate_by(&self, value: impl Fn(Attribute) -> Option<FactValue>) -> Outcome<'_> {
-        self.authorize(value, |_| true)
-    }
-
-    fn authorize(
-        &self,
-        value: impl Fn(Attribute) -> Option<FactValue>,
-        wanted: impl Fn(Trigger) -> bool,
-    ) -> Outcome<'_> {
-        let buckets = || self.buckets.iter().filter(|(trigger, _)| wanted(**trigger)).map(|(_, bucket)| bucket);
-        let mut outcome = Outcome::default();
-        let mut attributes = Attributes::default();
-        for bucket in buckets() {
-            attributes.extend(bucket.attributes);
-            outcome.evaluated.extend(bucket.rules.iter().filter_map(|id| self.rule(id)));
-        }
-        let request = context_of(attributes, value).ok().and_then(|context| {
-            Request::new(self.principal.clone(), self.action.clone(), self.resource.clone(), context, None).ok()
-        });
-        let Some(request) = request else {
-            // Without a record no rule can be evaluated, so each of them has failed.
-            outcome.failed = outcome.evaluated.iter().map(|rule| rule.id.clone()).collect();
-            return outcome;
-        };
-        for bucket in buckets() {
-            // No rule permits, so the reasons of the response are all satisfied rules.
-            let response = self.authorizer.is_authorized(&request, &bucket.policies, &self.entities);
-            outcome.matched.extend(response.diagnostics().reason().filter_map(|id| self.rule(id.as_ref())));
-            let failed = |AuthorizationError::PolicyEvaluationError(error): &_| error.policy_id().to_string();
-            outcome.failed.extend(response.diagnostics().errors().map(failed));
-        }
-        // Cedar returns errors in random order.
-        outcome.failed.sort_unstable();
-        outcome
-    }
-
-    fn rule(&self, id: &str) -> Option<&Rule> {
-        self.pack.rules.get(id)
+        self.rules.evaluate_by(value)
     }
 }
 
@@ -319,21 +249,6 @@ impl<'a> Circumstances<'a> {
             groups,
         }
     }
-}
-
-pub(crate) fn context(facts: &Facts, wanted: Attributes) -> Result<Context, Box<ContextCreationError>> {
-    context_of(wanted, |attribute| attribute.value(facts))
-}
-
-fn context_of(
-    wanted: Attributes,
-    value: impl Fn(Attribute) -> Option<FactValue>,
-) -> Result<Context, Box<ContextCreationError>> {
-    let pair = |attribute: Attribute| {
-        let value = value(attribute)?.into_expression()?;
-        Some((attribute.name().to_owned(), value))
-    };
-    Context::from_pairs(wanted.iter().filter_map(pair)).map_err(Box::new)
 }
 
 #[cfg(test)]

@@ -56,12 +56,13 @@ pub(crate) use culprit::Culprit;
 pub(crate) use custom::{
     CUSTOM, Custom, CustomType, CustomTypes, MAX_CUSTOM_MEMBERS, is_absent, is_harmless, is_short,
 };
+pub(crate) use decimal::Decimal;
 pub(crate) use declared::Declared;
 pub(crate) use effects::{Reading as EffectReading, Source, classify};
 pub(crate) use limits::counter_of;
 pub(crate) use run::{is_stored_name, stored_tool};
 pub(crate) use schema::schema;
-pub(crate) use table::{Attribute, Attributes, FactValue, Group, Groups, Kind, Trigger, Triggers};
+pub(crate) use table::{Attribute, Attributes, FactValue, FactView, Group, Groups, Kind, Trigger, Triggers};
 pub(crate) use tool_name::readings;
 pub(crate) use tools::effect_text;
 

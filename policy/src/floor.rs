@@ -36,6 +36,7 @@ impl Answer {
             run: self.run.with(floor.run),
             stopped: self.stopped || floor.stopped,
             hold: self.hold.with(floor.hold),
+            differences: [self.differences, floor.differences].concat(),
             evaluation: Evaluation {
                 approval_source: source.filter(|_| decision.verdict != Verdict::Deny),
                 recordable: own.recordable.zip(other.recordable).map(|(mut own, other)| {

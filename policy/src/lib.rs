@@ -11,9 +11,11 @@ mod approval;
 #[doc(hidden)]
 pub mod bench_support;
 mod cedar_text;
+mod compiled;
 mod decision;
 pub mod diff;
 mod engine;
+mod evaluation;
 mod explain;
 mod facts;
 mod files;
@@ -35,6 +37,7 @@ mod vocabulary;
 pub use approval::{Answer, HeldApproval};
 pub use decision::{OutcomeHold, deciding_issue};
 pub use engine::Engine;
+pub use evaluation::{COMPARISON_INTERVAL, Difference};
 pub use explain::{CaseExplanation, Explanation, PartExplanation, Proposed, RuleExplanation, RuleOutcome};
 pub use facts::{
     EvaluateError, FactRow, Reported, RunFacts, RunHistory, RunNeeds, RunSnapshot, TargetHash, ToolCalls,

@@ -29,10 +29,12 @@ mod weakens;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Map, Value};
 use stage0_contract::{FieldError, PolicyVersion, ReadBy};
 
+use crate::compiled::Compiled;
 use crate::facts::{Attributes, CustomTypes, Declared, Groups, RunNeeds};
 use crate::files::{Files, PackError, SCHEMA};
 use crate::rule::Rule;
@@ -73,7 +75,9 @@ pub struct Pack {
     pub(crate) approvals: Approvals,
     pub(crate) outcomes: Outcomes,
     secrets: Arc<Detector>,
-    pub(crate) rules: BTreeMap<String, Rule>,
+    pub(crate) rules: BTreeMap<String, Arc<Rule>>,
+    /// A compiled rule differed from Cedar.
+    left_to_cedar: AtomicBool,
     /// Members of `context` that the pack declares as its own.
     pub(crate) custom: CustomTypes,
     /// Tools whose calls in a run its rules count, in normal form.
@@ -185,7 +189,8 @@ impl Pack {
                     approvals,
                     outcomes: manifest.outcomes,
                     secrets: secrets.detector,
-                    rules,
+                    rules: rules.into_iter().map(|(id, rule)| (id, Arc::new(rule))).collect(),
+                    left_to_cedar: AtomicBool::new(false),
                     custom: types.custom,
                     run_calls: types.run_calls,
                     groups: attributes.groups(),
@@ -224,6 +229,30 @@ impl Pack {
     /// Digests of what its facts are read by. Facts that one pack has read are those of another one with the same.
     pub fn read_by(&self) -> &ReadBy {
         &self.read_by
+    }
+
+    /// Whether Cedar evaluates all of its rules, because a compiled one differed.
+    pub fn is_left_to_cedar(&self) -> bool {
+        self.left_to_cedar.load(Ordering::Relaxed)
+    }
+
+    /// For good, on every thread.
+    pub(crate) fn leave_to_cedar(&self) {
+        self.left_to_cedar.store(true, Ordering::Relaxed);
+    }
+
+    /// With a rule that is compiled into its opposite, for tests of what must find it.
+    #[doc(hidden)]
+    pub fn miscompiled(mut self, rule: &str) -> Self {
+        if let Some(rule) = self.rules.get_mut(rule).map(Arc::make_mut) {
+            rule.compiled = rule.compiled.take().map(Compiled::negated);
+        }
+        self
+    }
+
+    /// The number of rules that Cedar need not evaluate.
+    pub fn compiled_count(&self) -> usize {
+        self.rules.values().filter(|rule| rule.compiled.is_some()).count()
     }
 
     /// The number of rules.

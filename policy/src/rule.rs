@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use stage0_contract::{Effect, Escalation, IssueCode, NextAction, PolicyVersion, Severity};
 
 use crate::approval::{DAY, Terms, quorum, within_seconds};
+use crate::compiled::Compiled;
 use crate::decision::About;
 use crate::facts::{Attribute, Attributes, Kind, Trigger};
 use crate::files::Fault;
@@ -43,6 +44,8 @@ pub(crate) struct Rule {
     pub(crate) terms: Terms,
     /// The facts that its conditions read.
     pub(crate) attributes: Attributes,
+    /// Its conditions; none where only Cedar can evaluate them.
+    pub(crate) compiled: Option<Compiled>,
     /// The members of `custom` that its conditions name; none where they read the record as a whole.
     pub(crate) custom_members: Option<BTreeSet<String>>,
     /// The pack that it is inherited from; `None` for the pack's own rules.
@@ -191,7 +194,7 @@ pub(crate) fn read(
         }
         _ => {}
     }
-    let (attributes, custom_members) = reader.reads().unzip();
+    let Reads { attributes, custom_members, compiled } = reader.reads();
     if policy.effect() != cedar_policy::Effect::Forbid {
         reader.wrong.push("a rule must be a `forbid`".to_owned());
     }
@@ -217,6 +220,7 @@ pub(crate) fn read(
             is_final,
             terms,
             attributes: attributes?,
+            compiled,
             custom_members: custom_members?,
             inherited: None,
             level: 0,
@@ -246,6 +250,14 @@ impl Defaults {
         };
         Self { severity, next_action, weight }
     }
+}
+
+/// What the conditions of a rule read and say.
+#[derive(Default)]
+struct Reads {
+    attributes: Option<Attributes>,
+    custom_members: Option<Option<BTreeSet<String>>>,
+    compiled: Option<Compiled>,
 }
 
 struct Reader<'a> {
@@ -353,12 +365,16 @@ impl<'a> Reader<'a> {
     }
 
     /// The facts that it reads, and the members of `custom` among them.
-    fn reads(&mut self) -> Option<(Attributes, Option<BTreeSet<String>>)> {
+    fn reads(&mut self) -> Reads {
         let Ok(json) = self.policy.to_json() else {
             self.wrong.push("its conditions cannot be read".to_owned());
-            return None;
+            return Reads::default();
         };
-        Some((reads::attributes(&json, self.edition, &mut self.wrong), reads::custom_members(&json)))
+        Reads {
+            attributes: Some(reads::attributes(&json, self.edition, &mut self.wrong)),
+            custom_members: Some(reads::custom_members(&json)),
+            compiled: Compiled::of(&json),
+        }
     }
 }
 

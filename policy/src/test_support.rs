@@ -1,14 +1,18 @@
 //! Takes a decision apart for tests that compare the engine with a plain evaluation of the pack. Not part of the API.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "for tests alone")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cedar_policy::{AuthorizationError, Authorizer, Entities, EntityUid, Policy, PolicyId, PolicySet, Request};
 use serde_json::Value;
 use stage0_contract::{Decision, EvaluateRequest};
 
 use crate::approval::HeldApproval;
+use crate::compiled::Compiled;
 use crate::decision;
 use crate::engine::Engine;
-use crate::facts::{Attribute, Circumstances, EvaluateError, Facts, Groups, RunSnapshot};
+use crate::evaluation;
+use crate::facts::{Attribute, Attributes, Circumstances, EvaluateError, Facts, Groups, RunSnapshot};
 use crate::rule::{Outcome, Rule};
 use crate::time_limit::TimeLimit;
 
@@ -56,13 +60,73 @@ impl<'c> Whole<'c> {
     /// The decision that these rules come to.
     pub fn decision(&self, found: &Found) -> Decision {
         let pack = self.engine.pack();
-        let rules = |ids: &BTreeSet<String>| -> Vec<&Rule> { ids.iter().filter_map(|id| pack.rules.get(id)).collect() };
+        let rules = |ids: &BTreeSet<String>| -> Vec<&Rule> {
+            ids.iter().filter_map(|id| pack.rules.get(id)).map(AsRef::as_ref).collect()
+        };
         let outcome = Outcome {
             evaluated: self.engine.evaluate(&self.facts).evaluated,
             matched: rules(&found.satisfied),
             failed: found.failed.iter().cloned().collect(),
         };
         decision::assemble(pack, &self.check.request.request, &self.facts, &outcome)
+    }
+}
+
+/// Rules that are in no pack, each as Cedar evaluates it and as it is compiled.
+pub struct LooseRules {
+    policies: PolicySet,
+    compiled: BTreeMap<String, Compiled>,
+    attributes: Attributes,
+}
+
+impl LooseRules {
+    /// Of texts in Cedar. A rule is named by its place, from 0.
+    pub fn parse(texts: &[String]) -> Self {
+        let mut rules =
+            Self { policies: PolicySet::new(), compiled: BTreeMap::new(), attributes: Attributes::default() };
+        Attribute::all().for_each(|attribute| rules.attributes.insert(attribute));
+        for (place, text) in texts.iter().enumerate() {
+            let id = place.to_string();
+            let policy =
+                Policy::parse(Some(PolicyId::new(&id)), text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let compiled = policy.to_json().ok().and_then(|json| Compiled::of(&json));
+            rules.compiled.extend(compiled.map(|compiled| (id, compiled)));
+            rules.policies.add(policy).unwrap();
+        }
+        rules
+    }
+
+    /// How many of them are compiled.
+    pub fn compiled(&self) -> usize {
+        self.compiled.len()
+    }
+
+    /// What Cedar finds of those that are compiled.
+    pub fn by_cedar(&self, check: &Whole<'_>) -> Found {
+        let uid = |text: &str| text.parse::<EntityUid>().unwrap();
+        let context = evaluation::context(&check.facts, self.attributes).unwrap();
+        let [principal, action, resource] = [evaluation::PRINCIPAL, evaluation::ACTION, evaluation::RESOURCE].map(uid);
+        let request = Request::new(principal, action, resource, context, None).unwrap();
+        let response = Authorizer::new().is_authorized(&request, &self.policies, &Entities::empty());
+        let failed = |AuthorizationError::PolicyEvaluationError(error): &_| error.policy_id().to_string();
+        let is_compiled = |id: &String| self.compiled.contains_key(id);
+        Found {
+            satisfied: response.diagnostics().reason().map(ToString::to_string).filter(is_compiled).collect(),
+            failed: response.diagnostics().errors().map(failed).filter(is_compiled).collect(),
+        }
+    }
+
+    /// What they find themselves.
+    pub fn by_themselves(&self, check: &Whole<'_>) -> Found {
+        let mut found = Found::default();
+        for (id, compiled) in &self.compiled {
+            match compiled.holds(&check.facts) {
+                Ok(true) => drop(found.satisfied.insert(id.clone())),
+                Ok(false) => {}
+                Err(_) => drop(found.failed.insert(id.clone())),
+            }
+        }
+        found
     }
 }
 

@@ -12,7 +12,7 @@ use stage0_contract::{ApprovalTerms, Effect, PolicyVersion};
 
 use super::Explanation;
 use crate::cedar_text;
-use crate::engine;
+use crate::evaluation;
 use crate::facts::{self, Attribute, Attributes, Facts};
 use crate::pack::{Pack, rekeyed};
 use crate::rule::Rule;
@@ -183,6 +183,6 @@ impl<'e> Evaluator<'e> {
 
 fn request(facts: &Facts, attributes: Attributes) -> Option<Request> {
     let [principal, action, resource] =
-        [engine::PRINCIPAL, engine::ACTION, engine::RESOURCE].map(|uid| uid.parse::<EntityUid>().ok());
-    Request::new(principal?, action?, resource?, engine::context(facts, attributes).ok()?, None).ok()
+        [evaluation::PRINCIPAL, evaluation::ACTION, evaluation::RESOURCE].map(|uid| uid.parse::<EntityUid>().ok());
+    Request::new(principal?, action?, resource?, evaluation::context(facts, attributes).ok()?, None).ok()
 }

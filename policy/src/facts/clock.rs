@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::table::FactValue;
+use super::table::FactView;
 use crate::vocabulary::{Windows, open_windows};
 
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl Clock {
         Self { at, windows_open: at.map(|at| open_windows(windows, at)).unwrap_or_default() }
     }
 
-    pub(super) fn now(&self) -> Option<FactValue> {
-        self.at.map(FactValue::Datetime)
+    pub(super) fn now(&self) -> Option<FactView<'_>> {
+        self.at.map(FactView::Datetime)
     }
 }

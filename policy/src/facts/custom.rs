@@ -148,6 +148,11 @@ impl Custom {
     pub(crate) fn record(&self) -> FactValue {
         FactValue::Record(self.members.clone())
     }
+
+    /// The value of one member; none where it is not given.
+    pub(super) fn get(&self, member: &str) -> Option<&FactValue> {
+        self.members.iter().find(|(name, _)| name == member).map(|(_, value)| value)
+    }
 }
 
 #[cfg(test)]

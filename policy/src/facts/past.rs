@@ -28,12 +28,22 @@ impl Past {
     }
 
     /// The calls of each tool that the pack counts; absent for a pack that counts none.
-    pub(super) fn calls(&self) -> Option<FactValue> {
-        let calls = self.counted.iter().map(|tool| (tool.clone(), self.history.calls_of(tool).into()));
-        (!self.counted.is_empty()).then(|| FactValue::Record(calls.collect()))
+    pub(super) fn calls(&self) -> Option<&Self> {
+        (!self.counted.is_empty()).then_some(self)
     }
 
-    pub(super) fn last_verdict(&self) -> String {
-        self.history.last_verdict.map(|verdict| verdict.as_str().to_owned()).unwrap_or_default()
+    /// As a record by tool.
+    pub(super) fn record(&self) -> FactValue {
+        let calls = self.counted.iter().map(|tool| (tool.clone(), self.history.calls_of(tool).into()));
+        FactValue::Record(calls.collect())
+    }
+
+    /// The calls of one tool, if the pack counts them.
+    pub(super) fn calls_of(&self, tool: &str) -> Option<i64> {
+        self.counted.iter().any(|counted| counted == tool).then(|| self.history.calls_of(tool))
+    }
+
+    pub(super) fn last_verdict(&self) -> &'static str {
+        self.history.last_verdict.map_or("", |verdict| verdict.as_str())
     }
 }

@@ -9,11 +9,13 @@ mod more;
 mod row;
 mod rows;
 mod value;
+mod view;
 
 use serde::Serialize;
 
 pub(crate) use row::{Group, Groups, Kind};
 pub(crate) use value::FactValue;
+pub(crate) use view::FactView;
 
 use super::Facts;
 use crate::vocabulary::{Edition, nearest};
@@ -118,7 +120,12 @@ impl Attribute {
 
     /// Its value; `None` where an optional fact is absent, or one that was not told.
     pub(crate) fn value(self, facts: &Facts) -> Option<FactValue> {
-        row(self.0).and_then(|row| row.value(facts))
+        self.view(facts).map(FactValue::from)
+    }
+
+    /// As [`Attribute::value`], where it stands: nothing is copied.
+    pub(crate) fn view(self, facts: &Facts) -> Option<FactView<'_>> {
+        row(self.0).and_then(|row| row.view(facts))
     }
 }
 

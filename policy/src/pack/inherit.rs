@@ -113,7 +113,7 @@ impl<'p> Inheritance<'p> {
                 faults.push(Fault::new(&own.file, message).at(own.line).rule(&rule.id).help(help));
                 continue;
             }
-            let mut rule = rule.clone();
+            let mut rule = Rule::clone(rule);
             if rule.inherited.is_none() {
                 rule.inherited = Some(self.parent.version().clone());
                 rule.file = format!("{label}/{}", rule.file);

@@ -82,7 +82,7 @@ fn reordered(pack: &PolicyFiles) -> Vec<Fault> {
 /// Faults of texts that people read in answers, approvals and comparisons.
 fn misleading(pack: &Pack, files: &PolicyFiles) -> Vec<Fault> {
     let own = pack.rules.values().filter(|rule| rule.inherited.is_none());
-    let mut faults: Vec<Fault> = own.filter_map(misleading_rule).collect();
+    let mut faults: Vec<Fault> = own.filter_map(|rule| misleading_rule(rule)).collect();
     faults.extend(misleading_meanings(files));
     let reason = pack.weakened().and_then(|weakened| found_in("`reason` of `[weakens]`", &weakened.reason));
     faults.extend(reason.map(|message| at_line(MANIFEST, files, "reason", message)));

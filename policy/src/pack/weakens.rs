@@ -9,6 +9,7 @@ mod verdicts;
 mod words;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stage0_contract::is_blank;
@@ -165,7 +166,7 @@ impl Section {
     /// The rules of the parent that the pack does not take over. `own` are its own rules, if they can be read.
     pub(super) fn left_out(
         &self,
-        parent: &BTreeMap<String, Rule>,
+        parent: &BTreeMap<String, Arc<Rule>>,
         own: Option<&BTreeMap<String, Rule>>,
         label: &str,
         faults: &mut Vec<Fault>,

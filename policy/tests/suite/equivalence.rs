@@ -6,6 +6,7 @@
 mod generate;
 mod may_ever;
 mod plain;
+mod random_rules;
 mod replayed;
 
 use std::cell::RefCell;

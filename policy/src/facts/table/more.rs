@@ -5,14 +5,14 @@
 use super::super::Facts;
 use super::super::custom::Custom;
 use super::super::past::Past;
-use super::{Group, Kind, Row};
+use super::{FactView, Group, Kind, Row};
 
 pub(super) const MORE: &[Row] = &[
     Row::more(
         "tools",
         Kind::Set,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.tools.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.tools).into()),
         "For lists that forbid: the proposed tools (`tools` and `context.current_tool`), each in every reading of its \
          name. `sendEmail(x)`, `mail.send_email` and `mcp__mail__send_email` are `send_email` too. In small letters \
          with `_` for `-` and blanks; `?` for a name that cannot be read or mixes scripts.",
@@ -22,7 +22,7 @@ pub(super) const MORE: &[Row] = &[
         "tool_names",
         Kind::Set,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.tool_names.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.tool_names).into()),
         "For lists that allow: the proposed tools by their whole names, each once. `sendEmail` is `send_email`, and \
          `mcp__mail__send_email` is itself; `?` as in `tools`.",
     )
@@ -38,7 +38,7 @@ pub(super) const MORE: &[Row] = &[
         "mcp_servers",
         Kind::Set,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.mcp_servers.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.mcp_servers).into()),
         "Servers that `context.active_mcp_servers` or a tool's name (`mcp__server__tool`) names, every one that a name \
          may belong to; `?` for one that cannot be read, and for a name with more than eight ends of its server.",
     )
@@ -47,7 +47,7 @@ pub(super) const MORE: &[Row] = &[
         "effects",
         Kind::Set,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.effects.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.effects).into()),
         "The declared side effects, each whole and in every reading: `sendEmail` is `sendemail` and `send_email`; `?` \
          for one that mixes scripts.",
     )
@@ -56,14 +56,14 @@ pub(super) const MORE: &[Row] = &[
         "effect_classes",
         Kind::Set,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.effect_classes.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.effect_classes).into()),
         "The classes of the declared side effects: `high`, `communication`, `loop`, `approval`, `medium`.",
     ),
     Row::more(
         "targets",
         Kind::Set,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.targets.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.targets).into()),
         "`context.target_resources` and `context.resource_scope` as canonical paths in small letters; `?` for one \
          without such a form.",
     )
@@ -79,7 +79,7 @@ pub(super) const MORE: &[Row] = &[
         "tenant",
         Kind::Text,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.tenant.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.tenant).into()),
         "`context.tenant_id` in small letters; empty where it is not given, `?` where it cannot be read.",
     )
     .of_words(),
@@ -87,7 +87,7 @@ pub(super) const MORE: &[Row] = &[
         "target_tenants",
         Kind::Set,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.target_tenants.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.target_tenants).into()),
         "`context.target_tenants` in small letters; `?` for one that cannot be read.",
     )
     .of_words(),
@@ -95,7 +95,7 @@ pub(super) const MORE: &[Row] = &[
         "environment",
         Kind::Text,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.environment.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.environment).into()),
         "The environment by the pack's name for it; empty where none is named, `?` where several are named or one \
          cannot be read. To forbid an environment, use `environments`.",
     )
@@ -104,7 +104,7 @@ pub(super) const MORE: &[Row] = &[
         "agent",
         Kind::Text,
         Group::Proposal,
-        |f| Some(f.proposal.as_ref()?.agent.clone().into()),
+        |f| Some((&f.proposal.as_ref()?.agent).into()),
         "`context.agent_id` in small letters, as the caller says and without proof; empty where it is not given, `?` \
          where it cannot be read.",
     )
@@ -122,56 +122,56 @@ pub(super) const MORE: &[Row] = &[
         "windows_open",
         Kind::Set,
         Group::Time,
-        |f| Some(f.clock.as_ref()?.windows_open.clone().into()),
+        |f| Some((&f.clock.as_ref()?.windows_open).into()),
         "Names of the pack's change windows that are open now.",
     ),
     Row::more(
         "account",
         Kind::Text,
         Group::Caller,
-        |f| Some(f.caller.as_ref()?.account.clone()?.into()),
+        |f| Some(f.caller.as_ref()?.account.as_ref()?.into()),
         "The account that asks, proven by the key.",
     ),
     Row::more(
         "key_id",
         Kind::Text,
         Group::Caller,
-        |f| Some(f.caller.as_ref()?.key_id.clone()?.into()),
+        |f| Some(f.caller.as_ref()?.key_id.as_ref()?.into()),
         "The id of the key.",
     ),
     Row::more(
         "key_name",
         Kind::Text,
         Group::Caller,
-        |f| Some(f.caller.as_ref()?.key_name.clone()?.into()),
+        |f| Some(f.caller.as_ref()?.key_name.as_ref()?.into()),
         "The name of the key; empty where it has none.",
     ),
     Row::more(
         "workload",
         Kind::Text,
         Group::Caller,
-        |f| Some(f.caller.as_ref()?.workload.clone()?.into()),
+        |f| Some(f.caller.as_ref()?.workload.as_ref()?.into()),
         "The id of the first key of the rotations, which stays when a key is rotated.",
     ),
     Row::more(
         "member",
         Kind::Text,
         Group::Caller,
-        |f| Some(f.caller.as_ref()?.member.clone()?.into()),
+        |f| Some(f.caller.as_ref()?.member.as_ref()?.into()),
         "The member whose own key it is; empty for the key of a workload.",
     ),
     Row::more(
         "owner",
         Kind::Text,
         Group::Caller,
-        |f| Some(f.caller.as_ref()?.owner.clone()?.into()),
+        |f| Some(f.caller.as_ref()?.owner.as_ref()?.into()),
         "The member who answers for the workload; empty where there is none.",
     ),
     Row::more(
         "groups",
         Kind::Set,
         Group::Caller,
-        |f| Some(f.caller.as_ref()?.groups.clone()?.into()),
+        |f| Some(f.caller.as_ref()?.groups.as_ref()?.into()),
         "The groups of `member`, otherwise of `owner`.",
     ),
     Row::more(
@@ -195,7 +195,7 @@ pub(super) const MORE: &[Row] = &[
         "run_calls",
         Kind::RunCalls,
         Group::Run,
-        |f| past(f)?.calls(),
+        |f| past(f)?.calls().map(FactView::RunCalls),
         "Allowed calls in the run so far of each tool that the pack's `type RunCalls` names, under any reading of a \
          tool's name, as in `tools`; calls under ambiguous names count for every tool.",
     ),
@@ -259,7 +259,7 @@ pub(super) const MORE: &[Row] = &[
         "run_target_tools",
         Kind::Set,
         Group::Run,
-        |f| Some(past(f)?.target_tools.clone().into()),
+        |f| Some((&past(f)?.target_tools).into()),
         "Tools that were allowed earlier in the run for every target of this check, as in `run_tools`. A target is the \
          same only if it is written the same. Empty where the check names no target.",
     )
@@ -268,7 +268,7 @@ pub(super) const MORE: &[Row] = &[
         "custom",
         Kind::Custom,
         Group::Custom,
-        |f| f.custom.as_deref().map(Custom::record),
+        |f| f.custom.as_deref().map(FactView::Custom),
         "Members of `context` that the pack's `type Custom` declares; each is absent where it is not given. Texts are \
          compared with their case; a name that mixes scripts is `?`.",
     )

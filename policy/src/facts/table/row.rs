@@ -2,7 +2,7 @@
 
 use super::super::Facts;
 use super::FactRow;
-use super::value::FactValue;
+use super::view::FactView;
 use crate::vocabulary::Edition;
 
 /// The type of a fact in Cedar.
@@ -84,13 +84,13 @@ enum Read {
     Bool(fn(&Facts) -> bool),
     Long(fn(&Facts) -> i64),
     MaybeLong(fn(&Facts) -> Option<i64>),
-    Text(fn(&Facts) -> String),
-    MaybeText(fn(&Facts) -> Option<String>),
+    Text(fn(&Facts) -> &str),
+    MaybeText(fn(&Facts) -> Option<&str>),
     /// Canonical names.
     Names(fn(&Facts) -> &[&'static str]),
-    Words(fn(&Facts) -> Vec<String>),
-    MaybeWords(fn(&Facts) -> Option<Vec<String>>),
-    Value(fn(&Facts) -> Option<FactValue>),
+    Words(fn(&Facts) -> &[String]),
+    MaybeWords(fn(&Facts) -> Option<&[String]>),
+    Value(fn(&Facts) -> Option<FactView<'_>>),
 }
 
 /// A fact, a trigger, or both.
@@ -138,15 +138,11 @@ impl Row {
         Self::of(name, Some(Kind::Long), Read::MaybeLong(read), doc).optional()
     }
 
-    pub(super) const fn text(name: &'static str, read: fn(&Facts) -> String, doc: &'static str) -> Self {
+    pub(super) const fn text(name: &'static str, read: fn(&Facts) -> &str, doc: &'static str) -> Self {
         Self::of(name, Some(Kind::Text), Read::Text(read), doc)
     }
 
-    pub(super) const fn optional_word(
-        name: &'static str,
-        read: fn(&Facts) -> Option<String>,
-        doc: &'static str,
-    ) -> Self {
+    pub(super) const fn optional_word(name: &'static str, read: fn(&Facts) -> Option<&str>, doc: &'static str) -> Self {
         Self::of(name, Some(Kind::Text), Read::MaybeText(read), doc).optional().of_words()
     }
 
@@ -154,13 +150,13 @@ impl Row {
         Self::of(name, Some(Kind::Set), Read::Names(read), doc)
     }
 
-    pub(super) const fn words(name: &'static str, read: fn(&Facts) -> Vec<String>, doc: &'static str) -> Self {
+    pub(super) const fn words(name: &'static str, read: fn(&Facts) -> &[String], doc: &'static str) -> Self {
         Self::of(name, Some(Kind::Set), Read::Words(read), doc).of_words()
     }
 
     pub(super) const fn optional_words(
         name: &'static str,
-        read: fn(&Facts) -> Option<Vec<String>>,
+        read: fn(&Facts) -> Option<&[String]>,
         doc: &'static str,
     ) -> Self {
         Self::of(name, Some(Kind::Set), Read::MaybeWords(read), doc).optional().of_words()
@@ -171,7 +167,7 @@ impl Row {
         name: &'static str,
         kind: Kind,
         group: Group,
-        read: fn(&Facts) -> Option<FactValue>,
+        read: fn(&Facts) -> Option<FactView<'_>>,
         doc: &'static str,
     ) -> Self {
         Self { group, ..Self::of(name, Some(kind), Read::Value(read), doc).second() }
@@ -201,16 +197,16 @@ impl Row {
         matches!(self.read, Read::Flag(_) | Read::Limit(_) | Read::Trigger(_))
     }
 
-    pub(super) fn value(&self, facts: &Facts) -> Option<FactValue> {
+    pub(super) fn view<'f>(&self, facts: &'f Facts) -> Option<FactView<'f>> {
         match self.read {
-            Read::Flag(read) | Read::Bool(read) => Some(read(facts).into()),
-            Read::Limit(read) | Read::MaybeLong(read) => read(facts).map(FactValue::Long),
-            Read::Long(read) => Some(read(facts).into()),
-            Read::Text(read) => Some(read(facts).into()),
-            Read::MaybeText(read) => read(facts).map(FactValue::Text),
-            Read::Names(read) => Some(read(facts).iter().map(|name| (*name).to_owned()).collect::<Vec<_>>().into()),
-            Read::Words(read) => Some(read(facts).into()),
-            Read::MaybeWords(read) => read(facts).map(FactValue::Set),
+            Read::Flag(read) | Read::Bool(read) => Some(FactView::Bool(read(facts))),
+            Read::Limit(read) | Read::MaybeLong(read) => read(facts).map(FactView::Long),
+            Read::Long(read) => Some(FactView::Long(read(facts))),
+            Read::Text(read) => Some(FactView::Text(read(facts))),
+            Read::MaybeText(read) => read(facts).map(FactView::Text),
+            Read::Names(read) => Some(FactView::Names(read(facts))),
+            Read::Words(read) => Some(FactView::Words(read(facts))),
+            Read::MaybeWords(read) => read(facts).map(FactView::Words),
             Read::Value(read) => read(facts),
             Read::Trigger(_) => None,
         }

@@ -62,7 +62,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::flag("approval_named", |f| f.approval.named, "`require_approval_for` names a declared effect or a tool."),
     Row::text(
         "approval_status",
-        |f| f.approval.status.as_str().to_owned(),
+        |f| f.approval.status.as_str(),
         "`approved`, `pending`, `missing`, `none`, `rejected`, `absent` or `unrecognised`.",
     ),
     Row::bool("approval_needed", |f| f.approval.needed, "A rule needs the approval, or lets something pass for it."),
@@ -84,15 +84,19 @@ pub(super) const ROWS: &[Row] = &[
         |f| f.approval.customer_visible_refused,
         "`customer_visible_approved` is given and is not true.",
     ),
-    Row::optional_word("role", |f| f.access.role.clone(), "The role that the caller acts in."),
+    Row::optional_word("role", |f| f.access.role.as_deref(), "The role that the caller acts in."),
     Row::trigger("required_role", |f| f.declared.required_roles.is_some(), "The request declares `required_role`."),
-    Row::optional_words("required_roles", |f| f.access.required_roles.clone(), "The roles that `required_role` lists."),
+    Row::optional_words(
+        "required_roles",
+        |f| f.access.required_roles.as_deref(),
+        "The roles that `required_role` lists.",
+    ),
     Row::trigger(
         "role_outside",
         |f| !f.access.role_outside.is_empty(),
         "The role is not on the list that `required_role` declares.",
     ),
-    Row::words("environments", |f| f.access.environments.clone(), "Every environment that the request names."),
+    Row::words("environments", |f| &f.access.environments, "Every environment that the request names."),
     Row::trigger(
         "allowed_environment",
         |f| f.declared.allowed_environments.is_some(),
@@ -100,7 +104,7 @@ pub(super) const ROWS: &[Row] = &[
     ),
     Row::optional_words(
         "allowed_environments",
-        |f| f.access.allowed_environments.clone(),
+        |f| f.access.allowed_environments.as_deref(),
         "The environments that `allowed_environment` lists.",
     ),
     Row::trigger(
