@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss)]
 
 use std::hint::black_box;
+use std::path::Path;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -51,17 +52,21 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-fn measure(name: &str, pack: std::sync::Arc<Pack>, body: &str) {
-    let engine = Engine::new(pack).unwrap();
+fn measure(name: &str, folder: &str, body: &str) {
+    let load = || Pack::from_dir(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies").join(folder)).unwrap();
+    let (engine, by_cedar) = (Engine::new(load()).unwrap(), Engine::new(load()).unwrap());
+    bench_support::leave_to_cedar(by_cedar.pack());
+    assert!(!engine.pack().is_left_to_cedar(), "each has a pack of its own");
     let check = evaluate_request(body);
     let measured = Measured::new(&engine, &check.request, NOW).unwrap();
-    let steps: [(&str, &dyn Fn()); 7] = [
+    let steps: [(&str, &dyn Fn()); 8] = [
         ("plain Cedar: all rules, all their facts", &|| measured.evaluate_all()),
         ("Cedar: rules whose trigger holds", &|| measured.evaluate_by_cedar()),
         ("the same rules, as they are evaluated", &|| measured.evaluate()),
         ("facts", &|| measured.facts(NOW)),
         ("assembly", &|| drop(black_box(measured.assemble()))),
         ("what may be recorded", &|| measured.redact(&check)),
+        ("the whole answer, rules by Cedar", &|| assert!(bench_support::answer(&by_cedar, &check).is_some())),
         ("the whole answer", &|| assert!(bench_support::answer(&engine, &check).is_some())),
     ];
     let mut costs = steps.map(|_| Vec::with_capacity(TURNS));
@@ -80,10 +85,10 @@ fn measure(name: &str, pack: std::sync::Arc<Pack>, body: &str) {
 }
 
 fn main() {
-    measure("baseline", Pack::embedded().unwrap(), TYPICAL_REQUEST);
+    measure("baseline", "baseline", TYPICAL_REQUEST);
     let read = json!({"goal": "Read the quarterly report", "success_criteria": ["summary"], "tools": ["read_file"]});
-    measure("baseline, a small request", Pack::embedded().unwrap(), &read.to_string());
+    measure("baseline, a small request", "baseline", &read.to_string());
     for name in Pack::templates() {
-        measure(name, Pack::template(name).unwrap().unwrap(), TYPICAL_REQUEST);
+        measure(name, name, TYPICAL_REQUEST);
     }
 }

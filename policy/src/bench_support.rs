@@ -8,6 +8,7 @@ use crate::decision;
 use crate::engine::Engine;
 use crate::evaluation;
 use crate::facts::{Attributes, Declared, Facts, RunSnapshot};
+use crate::pack::Pack;
 use crate::redaction::{ActionSummary, redacted_texts};
 use crate::rule::Outcome;
 use crate::time_limit::TimeLimit;
@@ -26,6 +27,11 @@ pub const TYPICAL_REQUEST: &str = r#"{"goal": "Deploy the payments service to pr
 pub fn answer(engine: &Engine, check: &EvaluateRequest) -> Option<Evaluation> {
     let answer = engine.answer(check, Some(&RunSnapshot::default()), None, TimeLimit::NONE);
     answer.ok().map(|answer| answer.evaluation)
+}
+
+/// Has Cedar evaluate all rules of a pack, as if a compiled one had differed.
+pub fn leave_to_cedar(pack: &Pack) {
+    pack.leave_to_cedar();
 }
 
 pub struct Measured<'e> {

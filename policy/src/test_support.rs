@@ -84,7 +84,8 @@ impl LooseRules {
     pub fn parse(texts: &[String]) -> Self {
         let mut rules =
             Self { policies: PolicySet::new(), compiled: BTreeMap::new(), attributes: Attributes::default() };
-        Attribute::all().for_each(|attribute| rules.attributes.insert(attribute));
+        let is_named = |attribute: &Attribute| texts.iter().any(|text| text.contains(attribute.name()));
+        Attribute::all().filter(is_named).for_each(|attribute| rules.attributes.insert(attribute));
         for (place, text) in texts.iter().enumerate() {
             let id = place.to_string();
             let policy =

@@ -9,6 +9,7 @@ mod effects;
 mod first;
 mod names;
 mod near;
+mod phrases;
 mod tools;
 mod windows;
 
@@ -29,6 +30,7 @@ pub(crate) use windows::{WindowSpec, Windows, judge, open_windows};
 
 use constraints::Constraints;
 use names::{RawApproval, RawEnvironments};
+use phrases::Phrases;
 
 /// The edition of the facts that a pack was written for. It fixes what words mean to the pack's rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -57,8 +59,7 @@ impl TryFrom<u8> for Edition {
 pub(crate) struct Vocabulary {
     pub(crate) words: EditionWords,
     pub(crate) constraints: Constraints,
-    /// The longest first, so that a short phrase does not hide a longer one.
-    pub(crate) vague_phrases: Vec<String>,
+    pub(crate) vague_phrases: Phrases,
     /// Empty in a pack of the first edition.
     pub(crate) names: Names,
 }
@@ -162,7 +163,7 @@ impl Check<'_> {
         self.words(list, words, holds, otherwise).into_iter().map(|(word, _)| word).collect()
     }
 
-    fn phrases(&mut self, words: Words) -> Vec<String> {
+    fn phrases(&mut self, words: Words) -> Phrases {
         let phrases = self.words("vague", words, |phrase| visible(phrase) == phrase, NORMAL);
         if phrases.len() > MAX_PHRASES {
             let message = format!("`vague` has {} phrases, and may have {MAX_PHRASES}", phrases.len());
@@ -170,7 +171,7 @@ impl Check<'_> {
         }
         let mut phrases: Vec<String> = phrases.into_iter().map(|(phrase, _)| phrase).collect();
         phrases.sort_by_key(|phrase| std::cmp::Reverse(phrase.len()));
-        phrases
+        Phrases::of(phrases)
     }
 }
 

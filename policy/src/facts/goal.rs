@@ -74,7 +74,10 @@ impl VaguePhrases {
     /// Phrases with letters that `is_dense` selects are found anywhere, other phrases only between word boundaries.
     fn of(goal: &str, vocabulary: &Vocabulary, is_dense: fn(char) -> bool) -> Self {
         let mut phrases = Self { spaced: false, dense: false, rest: spaced(goal) };
-        for phrase in &vocabulary.vague_phrases {
+        if !vocabulary.vague_phrases.may_occur_in(&phrases.rest) {
+            return phrases;
+        }
+        for phrase in vocabulary.vague_phrases.iter() {
             let anywhere = phrase.chars().any(is_dense);
             if let Some(without) = without(&phrases.rest, phrase, anywhere) {
                 phrases.spaced |= !anywhere;

@@ -76,7 +76,7 @@ impl RuleTexts {
 
     fn expression(&mut self, wanted: Type, depth: u32) -> String {
         // A rule that compares what cannot be compared fails, or the values are unequal.
-        let wanted = if self.one_in(60) { TYPES[self.below(TYPES.len())] } else { wanted };
+        let wanted = if self.one_in(300) { TYPES[self.below(TYPES.len())] } else { wanted };
         if depth == 0 || self.one_in(6) {
             return self.leaf(wanted);
         }
@@ -165,8 +165,8 @@ impl RuleTexts {
         }
         match of {
             Type::Decimal => "context.custom.price".to_owned(),
-            Type::Number if self.one_in(4) => format!("context.run_calls.{}", self.pick(&TOOLS)),
-            _ if self.one_in(5) => {
+            Type::Number if self.one_in(6) => format!("context.run_calls.{}", self.pick(&TOOLS)),
+            _ if self.one_in(12) => {
                 let member = match of {
                     Type::Bool => "urgent",
                     Type::Number => self.pick(&["amount", "record_count"]),
@@ -182,7 +182,9 @@ impl RuleTexts {
                     Type::Text => "String",
                     Type::Set | Type::Decimal => "Set<String>",
                 };
-                let known: Vec<&str> = self.facts.iter().filter(|fact| fact.1 == kind).map(|fact| fact.0).collect();
+                let may_be_absent = self.one_in(12);
+                let is_wanted = |fact: &&(_, &str, bool)| fact.1 == kind && (may_be_absent || !fact.2);
+                let known: Vec<&str> = self.facts.iter().filter(is_wanted).map(|fact| fact.0).collect();
                 format!("context.{}", known[self.below(known.len())])
             }
         }
