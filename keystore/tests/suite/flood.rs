@@ -51,18 +51,22 @@ async fn a_flood_of_new_keys_is_asked_to_retry_and_delays_no_revocation() {
     while busy.load(Ordering::Relaxed) < 100 {
         tokio::task::yield_now().await;
     }
-    let mut slowest = Duration::ZERO;
+    let mut revocations = Vec::new();
     for victim in &victims {
         let began = Instant::now();
         done(running.ask(&RevokeKey { caller: caller_of(&manager), id: victim.id.clone() }).await);
-        slowest = slowest.max(began.elapsed());
+        revocations.push(began.elapsed());
         assert!(!running.is_active(&victim.id).await);
     }
-    // Two seconds are a gateway's whole budget. Behind a queue of eight hashes it would take longer in this build.
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     // Another account can still create a key, after the few of the flood that are in flight.
     let fresh = CreateKey { caller: caller_of(&manager), account: None, ..running.create(&mine, &[Scope::Check]) };
+    let began = Instant::now();
     assert!(matches!(running.ask(&fresh).await, ManageReply::Done(_)));
+    // That waits for a hash or two; behind a queue of eight a revocation would take several times as long.
+    let creation = began.elapsed();
+    revocations.sort_unstable();
+    let median = revocations[revocations.len() / 2];
+    assert!(median < creation * 2, "{revocations:?}, a creation {creation:?}");
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = flood.join_next().await {
         ended.unwrap();

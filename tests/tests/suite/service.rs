@@ -219,7 +219,7 @@ async fn a_check_without_an_evaluator_takes_no_longer_than_its_budget() {
     stack.api.check(&Api::harmless()).await.assert_error(503, "unavailable");
     let took = started.elapsed();
     stack.evaluators[0].thaw();
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
     stack.evaluators.clear();
 }
 
