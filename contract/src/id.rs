@@ -176,6 +176,11 @@ impl RequestId {
         bytes.iter().take(6).fold(0, |millis, byte| (millis << 8) | i64::from(*byte))
     }
 
+    /// Its 16 bytes.
+    pub fn into_bytes(self) -> [u8; 16] {
+        self.0.into_bytes()
+    }
+
     /// Parses the hyphenated form.
     pub fn parse(text: &str) -> Result<Self, IdError> {
         Uuid::try_parse(text).map_err(|_| IdError { expected: "a UUIDv7" }).and_then(Self::new)

@@ -22,6 +22,8 @@ const POLICY_DIFFERENCES: &str = "stage0_policy_differences_total";
 const POLICY_LOADS: &str = "stage0_policy_loads_total";
 const TOGETHER: &str = "stage0_run_checks_together";
 const CONFLICTS: &str = "stage0_run_conflicts_total";
+const ROUND: &str = "stage0_run_changes_together";
+const TAKEN: &str = "stage0_runs_taken_total";
 const CANDIDATE_JUDGED: &str = "stage0_policy_candidate_judged_total";
 const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
 const APPROVALS_OPENED: &str = "stage0_approvals_opened_total";
@@ -116,6 +118,8 @@ pub(crate) fn describe() {
     );
     describe_histogram!(TOGETHER, Unit::Count, "Checks of one run that were decided together.");
     describe_counter!(CONFLICTS, Unit::Count, "Runs read again because another evaluator wrote them meanwhile.");
+    describe_histogram!(ROUND, Unit::Count, "Changes of runs that were stored with one write.");
+    describe_counter!(TAKEN, Unit::Count, "Runs taken from the journal of another evaluator, or of one that died.");
     describe_counter!(LEDGER_FAILURES, Unit::Count, "Records that could not be read or written, by what they are.");
     describe_counter!(
         CANDIDATE_JUDGED,
@@ -266,6 +270,15 @@ pub(crate) fn conflict() {
     counter!(CONFLICTS).increment(1);
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a few dozen at most")]
+pub(crate) fn round_size(changes: usize) {
+    histogram!(ROUND).record(changes as f64);
+}
+
+pub(crate) fn run_taken() {
+    counter!(TAKEN).increment(1);
+}
+
 pub(crate) fn ledger_failed() {
     counter!(LEDGER_FAILURES, "by" => "runs").increment(1);
 }
@@ -350,6 +363,8 @@ mod tests {
             policy_differs();
             batch_size(1);
             conflict();
+            round_size(1);
+            run_taken();
             ledger_failed();
             candidate_judged(Comparison::Same);
             approval_opened();
@@ -367,6 +382,8 @@ mod tests {
             POLICY_LOADS,
             POLICY_DIFFERENCES,
             TOGETHER,
+            ROUND,
+            TAKEN,
             CONFLICTS,
             LEDGER_FAILURES,
             CANDIDATE_JUDGED,

@@ -7,9 +7,11 @@
 mod called;
 mod coordinator;
 mod history;
+mod journal;
 mod list;
 mod queues;
 mod quota;
+mod records;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,6 +22,7 @@ use stage0_policy::{Reported, RunFacts, RunNeeds, RunSnapshot, ToolCalls};
 
 pub(crate) use coordinator::RunCoordinator;
 use history::{History, own_tools};
+pub(crate) use journal::Journal;
 
 /// Allowed checks that a run keeps individually, so that they can be repeated and settled. Estimates of older ones
 /// count as spent.

@@ -37,7 +37,7 @@ use crate::probe::Prober;
 use crate::published::{Preloading, Published, SharedPolicies};
 use crate::replay::Replayer;
 use crate::reviews;
-use crate::run::RunCoordinator;
+use crate::run::{Journal, RunCoordinator};
 use crate::validate::Validator;
 use crate::worker::{Connect, ConnectError};
 use outcome_requests::{Answering, OutcomeRequests};
@@ -81,6 +81,7 @@ pub(crate) struct ShardParts {
     pub(crate) replayer: Arc<Replayer>,
     pub(crate) candidates: Candidates,
     pub(crate) runs: RunConfig,
+    pub(crate) journal: Arc<Journal>,
 }
 
 /// Runs one shard until `stop`. Reports on `ready` once it serves, or why it cannot; the receiver may be gone.
@@ -223,7 +224,7 @@ impl ApprovalRequests {
 
 impl Shard {
     async fn open(parts: ShardParts, connect: &Connect) -> Result<Self, ShardError> {
-        let ShardParts { packs, policies, preload, validator, comparer, replayer, candidates, runs } = parts;
+        let ShardParts { packs, policies, preload, validator, comparer, replayer, candidates, runs, journal } = parts;
         let engines = Engines::open(packs)?;
         let backplane = connect().await.map_err(ShardError::Connect)?;
         let published = Published::new(policies, Arc::clone(&backplane.requests));
@@ -235,7 +236,7 @@ impl Shard {
         // Before any request can arrive, which would wait for it, and after the notices, so that none is missed.
         let preload = Preload::new(preload).begin(&*backplane.requests, &engines).await;
         let approvals = Approvals::new(&backplane, runs);
-        let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), runs);
+        let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), runs).with_journal(journal);
         let approval_requests = ApprovalRequests::open(&backplane).await.map_err(ShardError::Serve)?;
         let outcomes = Outcomes::new(Arc::clone(&backplane.state_store));
         let guards = Guards::new(Arc::clone(&backplane.state_store));
@@ -300,6 +301,7 @@ impl Shard {
         // Each is polled only when it was woken itself: a check must not pay for every kind of request beside it.
         let tasks: FuturesUnordered<LocalBoxFuture<'_, ()>> = [
             stop.run_until_cancelled(follow_store_clock(runs.state_store())).map(drop).boxed_local(),
+            stop.run_until_cancelled(runs.tend_journal()).map(drop).boxed_local(),
             checks::serve_until(self.evaluate, stop, deciders, limits).boxed_local(),
             reviews::serve_until(self.review, stop, engines).boxed_local(),
             serve_until(self.status, stop, async |_, _| handler.status()).boxed_local(),

@@ -21,6 +21,7 @@ use crate::differences;
 use crate::metrics;
 use crate::published::{LoadedPolicies, SharedPolicies};
 use crate::replay::Replayer;
+use crate::run::Journal;
 use crate::shard::{self, ShardError, ShardParts};
 use crate::validate::Validator;
 
@@ -77,7 +78,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     let (packs, runs) = (Arc::new(config.packs), config.runs);
     let (policies, validator) = (SharedPolicies::new(), Validator::new());
     let (comparer, replayer) = (Comparer::new(Arc::clone(packs.active())), Replayer::new(Arc::clone(packs.active())));
-    let candidates = Candidates::new();
+    let (candidates, journal) = (Candidates::new(), Arc::new(Journal::new()));
     let parts = (Arc::clone(&packs), Arc::clone(&policies));
     let judge = JudgeThread::start(candidates.clone(), parts.0, parts.1, Arc::clone(&connect));
     let judge = Some(judge.map_err(BuildError::Thread)?);
@@ -94,7 +95,8 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
         let (packs, policies, validator) = (Arc::clone(&packs), Arc::clone(&policies), Arc::clone(&validator));
         let preload = policies.preloading();
         let (comparer, replayer, candidates) = (Arc::clone(&comparer), Arc::clone(&replayer), candidates.clone());
-        let parts = ShardParts { packs, policies, preload, validator, comparer, replayer, candidates, runs };
+        let journal = Arc::clone(&journal);
+        let parts = ShardParts { packs, policies, preload, validator, comparer, replayer, candidates, runs, journal };
         let work = move || {
             let _ending = ending;
             shard::run(parts, &connect, limits, ready, &stop);

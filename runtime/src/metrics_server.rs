@@ -19,8 +19,8 @@ use crate::heartbeat::HealthMonitor;
 /// In seconds: a check takes a few milliseconds, and its budget is two seconds.
 const BUCKETS: &[f64] = &[0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 /// Histograms with other ranges: a policy decides in some hundred microseconds, a delivery may take a day of retries,
-/// and one histogram counts checks.
-const OTHER_BUCKETS: [(&str, &[f64]); 3] = [
+/// and two count checks or runs.
+const OTHER_BUCKETS: [(&str, &[f64]); 4] = [
     (
         "stage0_decide_seconds",
         &[0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0],
@@ -30,6 +30,7 @@ const OTHER_BUCKETS: [(&str, &[f64]); 3] = [
         &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0],
     ),
     ("stage0_run_checks_together", &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]),
+    ("stage0_run_changes_together", &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]),
 ];
 /// The recorder keeps every single measurement until its upkeep aggregates them.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);

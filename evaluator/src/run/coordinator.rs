@@ -1,7 +1,8 @@
 //! Runs in the state store: read the run, decide, write it with compare-and-set, then answer.
 //!
-//! Checks of one run that are in flight together are decided one after the other in memory and written at once. If two
-//! evaluators change the same run, one of them conflicts and reads again.
+//! Checks of one run that are in flight together are decided one after the other in memory and written at once; changes
+//! of several runs share a write where the journal holds them (`journal`). If two evaluators change the same run, one
+//! of them conflicts and reads again.
 //! INVARIANT: an ALLOW of a run is answered only after the state store has its counts. If the state store fails, the
 //! check is not decided.
 
@@ -9,11 +10,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use stage0_backplane::{MAX_CONCURRENT_LISTS, PutError, Revision, StateStore};
+use stage0_backplane::{MAX_CONCURRENT_LISTS, PutError, StateStore};
 use stage0_contract::{
     AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded, RunId,
     RunSettled, RunView, SettleRun, ShowRun, UNLIMITED,
@@ -22,8 +22,10 @@ use stage0_policy::RunSnapshot;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::journal::Journal;
 use super::queues::{Full, RunQueues};
 use super::quota::{RunQuota, RunSlot, day_of};
+use super::records::{Place, StoredRun};
 use super::{CheckRef, RunState};
 use crate::approval::Approvals;
 use crate::candidates::RunSeen;
@@ -34,8 +36,8 @@ use crate::metrics;
 
 /// The shortest delay after a conflict. A random part is added, so that many evaluators do not collide again.
 const CONFLICT_RETRY_MICROS: u64 = 500;
-/// How long the state store keeps the tombstone of an ended run.
-const TOMBSTONE_TTL: Duration = Duration::from_secs(1);
+/// How long giving up all held runs may take at shutdown.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Decides one shard's checks of runs.
 pub(crate) struct RunCoordinator {
@@ -43,6 +45,8 @@ pub(crate) struct RunCoordinator {
     pub(super) config: RunConfig,
     /// One permit per list request: a page may hold a quarter of a megabyte.
     pub(super) lists: Semaphore,
+    /// Shared with the other shards of the process.
+    pub(super) journal: Arc<Journal>,
     quota: RunQuota,
     queues: RefCell<RunQueues<InFlightCheck>>,
 }
@@ -57,7 +61,7 @@ enum Counted {
 
 /// Why a run could not be read or written.
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+pub(super) enum RunError {
     #[error("the run cannot be read: {0}")]
     Read(String),
     #[error("the run cannot be counted: {0}")]
@@ -66,18 +70,17 @@ enum RunError {
     Write(String),
 }
 
-#[derive(Default)]
-struct StoredRun {
-    /// `None` if the run is new or was ended.
-    state: Option<RunState>,
-    revision: Option<Revision>,
-}
-
 impl RunCoordinator {
     pub(crate) fn new(state_store: Arc<dyn StateStore>, config: RunConfig) -> Self {
         let queues = RefCell::new(RunQueues::new());
         let lists = Semaphore::new(MAX_CONCURRENT_LISTS);
-        Self { quota: RunQuota::new(Arc::clone(&state_store)), state_store, config, lists, queues }
+        let (quota, journal) = (RunQuota::new(Arc::clone(&state_store)), Arc::new(Journal::new()));
+        Self { quota, journal, state_store, config, lists, queues }
+    }
+
+    /// With the journal of the process.
+    pub(crate) fn with_journal(self, journal: Arc<Journal>) -> Self {
+        Self { journal, ..self }
     }
 
     /// The state store's key of the run that a check names.
@@ -153,7 +156,7 @@ impl RunCoordinator {
         batch: &[InFlightCheck],
         deadline: Instant,
     ) -> Result<Option<Vec<Option<EvaluateReply>>>, RunError> {
-        let StoredRun { state, revision } = self.read(key, deadline).await?;
+        let StoredRun { state, place } = self.read(key, deadline).await?;
         let latest = batch.iter().map(|check| check.request().evaluated_at).max().unwrap_or_default();
         let before = state.unwrap_or_else(|| RunState::new(latest));
         let mut state = before.clone();
@@ -162,7 +165,7 @@ impl RunCoordinator {
             Counted::Now(slot) => Some(slot),
             Counted::TooMany(limit) => {
                 // Another evaluator may have created this run meanwhile.
-                if self.read(key, deadline).await?.revision != revision {
+                if !self.is_current(key, before, place, deadline).await? {
                     return Ok(None);
                 }
                 return Ok(Some(batch.iter().map(|_| Some(EvaluateReply::TooManyRuns { limit })).collect()));
@@ -201,10 +204,11 @@ impl RunCoordinator {
             }
             replies.push(Some(reply));
         }
-        if !state.extend_expiry(&before, latest, seconds(self.config.kept_for)) {
+        let must_write = state.extend_expiry(&before, latest, seconds(self.config.kept_for));
+        if !must_write && matches!(place, Place::Own(_)) {
             return Ok(Some(replies));
         }
-        let written = self.write(key, &state, revision, self.config.kept_for, deadline).await?;
+        let written = self.write(key, state, place, deadline).await?;
         if let (false, Some(slot)) = (written, slot) {
             self.quota.put_back(slot);
         }
@@ -238,7 +242,13 @@ impl RunCoordinator {
     }
 
     pub(crate) async fn drain(&self) {
+        self.journal.release_all(&*self.state_store, Instant::now() + RELEASE_TIMEOUT).await;
         self.quota.drain(self.now()).await;
+    }
+
+    /// Gives up held runs that are idle. Never returns.
+    pub(crate) async fn tend_journal(&self) {
+        self.journal.tend(&*self.state_store, self.config.kept_for).await;
     }
 
     /// The store whose clock decides the time of runs and windows.
@@ -260,41 +270,16 @@ impl RunCoordinator {
         self.state_store.clock().now().as_second()
     }
 
-    async fn read(&self, key: &str, deadline: Instant) -> Result<StoredRun, RunError> {
-        let found = self.state_store.get(key, deadline).await.map_err(|error| RunError::Read(error.0.to_string()))?;
-        let Some(record) = found else { return Ok(StoredRun::default()) };
-        let state: RunState = serde_json::from_slice(&record.value)
-            .map_err(|error| RunError::Read(format!("line {} column {}", error.line(), error.column())))?;
-        Ok(StoredRun { state: (!state.ended).then_some(state), revision: Some(record.revision) })
-    }
-
-    /// Writes the run; false on a conflict.
-    async fn write(
-        &self,
-        key: &str,
-        state: &RunState,
-        revision: Option<Revision>,
-        ttl: Duration,
-        deadline: Instant,
-    ) -> Result<bool, RunError> {
-        let value = serde_json::to_vec(state).map_err(|error| RunError::Write(error.to_string()))?;
-        match self.state_store.put(key, Bytes::from(value), revision, Some(ttl), deadline).await {
-            Ok(_) => Ok(true),
-            Err(PutError::Conflict) => Ok(false),
-            Err(error @ PutError::Failed(_)) => Err(RunError::Write(reason(&error))),
-        }
-    }
-
     /// `GET /v1/runs/{run_id}`.
     pub(crate) async fn show(&self, message: &ShowRun, deadline: Instant) -> ManageReply<RunView> {
         let key = key(&message.account, &message.run_id);
-        match self.read(&key, deadline).await {
-            Ok(StoredRun { state: Some(mut state), .. }) => {
+        match self.look(&key, deadline).await {
+            Ok(Some(mut state)) => {
                 let (now, reserved_for) = (self.now(), seconds(self.config.reserved_for));
                 state.expire(now, reserved_for);
                 ManageReply::Done(state.view(message.run_id.clone(), now, reserved_for))
             }
-            Ok(StoredRun { state: None, .. }) => ManageReply::Refused(Refusal::NotFound),
+            Ok(None) => ManageReply::Refused(Refusal::NotFound),
             Err(error) => failed(&message.account, None, &error),
         }
     }
@@ -304,10 +289,7 @@ impl RunCoordinator {
         let key = key(&message.account, &message.run_id);
         loop {
             let ended = async {
-                let found = self.read(&key, deadline).await?;
-                let Some(state) = found.state else { return Ok(None) };
-                let tombstone = RunState { ended: true, ..RunState::default() };
-                let written = self.write(&key, &tombstone, found.revision, TOMBSTONE_TTL, deadline).await?;
+                let Some((state, written)) = self.write_tombstone(&key, deadline).await? else { return Ok(None) };
                 if written
                     && let Err(error) = self.quota.free(&message.account, state.counted_on, self.now(), deadline).await
                 {
@@ -350,7 +332,7 @@ impl RunCoordinator {
         let SettleRun { account, run_id, request_id, actual_micros, may_lower } = message;
         let key = key(account, run_id);
         loop {
-            let StoredRun { state, revision } = match self.read(&key, deadline).await {
+            let StoredRun { state, place } = match self.read(&key, deadline).await {
                 Ok(found) => found,
                 Err(error) => return failed(account, Some(request_id), &error),
             };
@@ -360,15 +342,18 @@ impl RunCoordinator {
             if let Some(estimate) = is_settled(&state) {
                 return ManageReply::Done(state.settled(run_id.clone(), *request_id, estimate, *actual_micros));
             }
-            let estimate = match state.settle(*request_id, *actual_micros, *may_lower) {
-                Ok(estimate) => estimate,
-                Err(refusal) => return ManageReply::Refused(refusal),
-            };
+            let settled = state.settle(*request_id, *actual_micros, *may_lower);
             state.extend_expiry(&before, now, seconds(self.config.kept_for));
-            match self.write(&key, &state, revision, self.config.kept_for, deadline).await {
-                Ok(true) => {
-                    return ManageReply::Done(state.settled(run_id.clone(), *request_id, estimate, *actual_micros));
+            // A refusal rests on what was read, too.
+            let (written, reply) = match settled {
+                Ok(estimate) => {
+                    let settled = state.settled(run_id.clone(), *request_id, estimate, *actual_micros);
+                    (self.write(&key, state, place, deadline).await, ManageReply::Done(settled))
                 }
+                Err(refusal) => (self.is_current(&key, before, place, deadline).await, ManageReply::Refused(refusal)),
+            };
+            match written {
+                Ok(true) => return reply,
                 Ok(false) => pause().await,
                 Err(error) => return failed(account, Some(request_id), &error),
             }
@@ -406,15 +391,15 @@ pub(super) fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Logs a failure; `request_id` names the check that the request is about, if any.
 /// The text of the cause, which the gateway logs as well.
-fn reason(error: &PutError) -> String {
+pub(super) fn reason(error: &PutError) -> String {
     match error {
         PutError::Conflict => error.to_string(),
         PutError::Failed(cause) => cause.to_string(),
     }
 }
 
+/// Logs a failure; `request_id` names the check that the request is about, if any.
 fn failed<T>(account: &AccountId, request_id: Option<&RequestId>, error: &RunError) -> ManageReply<T> {
     metrics::ledger_failed();
     let request_id = request_id.map(tracing::field::display);

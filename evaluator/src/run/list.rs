@@ -7,8 +7,9 @@ use stage0_backplane::{ListError, RecordPage};
 use stage0_contract::{FieldError, ListRuns, ManageReply, Page, RUN_RECORDS, Refusal, RunView};
 use tokio::time::{Instant, timeout_at};
 
+use super::RunCoordinator;
 use super::coordinator::seconds;
-use super::{RunCoordinator, RunState};
+use super::journal::{Journals, RunRecord};
 use crate::metrics;
 
 const MAX_PAGE: u32 = 1_000;
@@ -60,14 +61,24 @@ impl RunCoordinator {
             ListError::Cursor => ListRunsError::Cursor,
             ListError::Read(error) => ListRunsError::Read(error.0.to_string()),
         })?;
-        let (now, reserved_for) = (self.now(), seconds(self.config.reserved_for));
-        let views = tokio::task::spawn_blocking(move || views(listed, now, reserved_for)).await;
+        let journals = Journals::read(&*self.state_store, &listed, deadline).await;
+        let journals = journals.map_err(|error| ListRunsError::Read(error.to_string()))?;
+        let (now, reserved_for, under) = (self.now(), seconds(self.config.reserved_for), under.to_owned());
+        let views = tokio::task::spawn_blocking(move || views(listed, &under, &journals, now, reserved_for)).await;
         views.map_err(|error| ListRunsError::Read(error.to_string()))?
     }
 }
 
-/// Leaves out counters and ended runs.
-fn views(listed: RecordPage, now: i64, reserved_for: i64) -> Result<Page<RunView>, ListRunsError> {
+/// Leaves out counters and ended runs. A run that its journal gives up meanwhile may be listed as it was before.
+fn views(
+    listed: RecordPage,
+    under: &str,
+    journals: &Journals,
+    now: i64,
+    reserved_for: i64,
+) -> Result<Page<RunView>, ListRunsError> {
+    let unparsed =
+        |error: serde_json::Error| ListRunsError::Read(format!("line {} column {}", error.line(), error.column()));
     let RecordPage { records, next } = listed;
     let mut items = Vec::with_capacity(records.len());
     for (word, record) in records {
@@ -75,9 +86,13 @@ fn views(listed: RecordPage, now: i64, reserved_for: i64) -> Result<Page<RunView
         if word.starts_with('n') {
             continue;
         }
-        let state: Result<RunState, _> = serde_json::from_slice(&record.value);
-        let mut state =
-            state.map_err(|error| ListRunsError::Read(format!("line {} column {}", error.line(), error.column())))?;
+        let mut state = match RunRecord::parse(&record.value).map_err(unparsed)? {
+            RunRecord::Own(state) => state,
+            RunRecord::Held(held) => {
+                let last = journals.state(&format!("{under}.{word}"), record.revision, &held);
+                last.map_err(|error| ListRunsError::Read(error.to_string()))?.unwrap_or(held.run)
+            }
+        };
         let Some(name) = state.name.clone().filter(|_| !state.ended) else { continue };
         state.expire(now, reserved_for);
         items.push(state.view(name, now, reserved_for));

@@ -92,6 +92,49 @@ async fn killed_evaluators_and_a_killed_nats_let_no_more_pass() {
 }
 
 #[tokio::test]
+async fn a_busy_run_that_an_evaluator_held_when_it_was_killed_or_frozen_goes_on_and_no_more_pass() {
+    let mut stack = Stack::build().evaluators(1).nats().await;
+    let body = check("r", "max_iterations: 30", json!({}));
+    // One after the other, so that the evaluator holds the run in its journal.
+    for _ in 0..10 {
+        assert_eq!(stack.api.check(&body).await.expect(200)["verdict"], "ALLOW");
+    }
+    stack.restart_evaluator(0);
+    for _ in 0..10 {
+        assert_eq!(stack.api.check(&body).await.expect(200)["verdict"], "ALLOW", "its runs are taken at once");
+    }
+    assert_eq!(run_of(&stack.api, "r").await["iterations"], 20);
+    stack.start_evaluator();
+    stack.evaluators[0].freeze();
+    let (before, _, _) = storm(&stack, &body, 32).await;
+    stack.evaluators[0].thaw();
+    let (after, _, _) = storm(&stack, &body, 32).await;
+    assert!(before > 0 && before + after <= 10, "{before} and {after}");
+    wait_for("an answer", RECOVERY_TIMEOUT, async || stack.api.check(&body).await.body["verdict"] == "DEFER").await;
+    assert_eq!(run_of(&stack.api, "r").await["iterations"], 30);
+    let recorded = stack.api.decisions("run_id=r&verdict=ALLOW").await.len();
+    assert!((20 + before + after..=30).contains(&recorded), "{recorded} recorded");
+}
+
+#[tokio::test]
+async fn busy_runs_are_shown_and_listed_with_their_last_counts_and_can_be_settled_and_ended() {
+    let stack = Stack::build().evaluators(2).nats().await;
+    let body = check("r", "max_iterations: 100", json!({"estimated_cost_usd": 1}));
+    for _ in 0..40 {
+        assert_eq!(stack.api.check(&body).await.expect(200)["verdict"], "ALLOW");
+    }
+    assert_eq!(run_of(&stack.api, "r").await["iterations"], 40);
+    let listed = stack.api.get("/v1/runs").await.expect(200);
+    assert_eq!(listed["items"][0]["iterations"], 40);
+    let last = stack.api.check(&body).await.expect(200)["request_id"].clone();
+    let settled = stack.api.post("/v1/runs/r/settle", &json!({"request_id": last, "actual_cost_usd": 2})).await;
+    assert_eq!(settled.expect(200)["cost"]["total_usd"], 42.0);
+    stack.api.delete("/v1/runs/r").await.expect(200);
+    assert_eq!(stack.api.check(&body).await.expect(200)["verdict"], "ALLOW");
+    assert_eq!(run_of(&stack.api, "r").await["iterations"], 1);
+}
+
+#[tokio::test]
 async fn reported_counters_below_and_above_the_servers_count_are_handled() {
     let stack = Stack::build().dev().await;
     let verdict = async |run: &str, limit: &str, context: Value| {
