@@ -129,7 +129,7 @@ async fn busy_runs_are_shown_and_listed_with_their_last_counts_and_can_be_settle
     let last = stack.api.check(&body).await.expect(200)["request_id"].clone();
     let settled = stack.api.post("/v1/runs/r/settle", &json!({"request_id": last, "actual_cost_usd": 2})).await;
     assert_eq!(settled.expect(200)["cost"]["total_usd"], 42.0);
-    stack.api.delete("/v1/runs/r").await.expect(200);
+    stack.api.delete("/v1/runs/r").await.expect(204);
     assert_eq!(stack.api.check(&body).await.expect(200)["verdict"], "ALLOW");
     assert_eq!(run_of(&stack.api, "r").await["iterations"], 1);
 }
