@@ -5,15 +5,21 @@ use std::fmt;
 
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use crate::{AccountId, RequestId};
+use crate::{AccountId, EvaluateRequest, RequestId};
 
-/// The first members of an [`EvaluateRequest`](crate::EvaluateRequest).
+/// The first members of an [`EvaluateRequest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
     /// For the log.
     pub request_id: RequestId,
     /// Whose check it is.
     pub account: AccountId,
+}
+
+impl From<&EvaluateRequest> for Envelope {
+    fn from(EvaluateRequest { request_id, account, .. }: &EvaluateRequest) -> Self {
+        Self { request_id: *request_id, account: account.clone() }
+    }
 }
 
 impl Envelope {

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use stage0_backplane::{MAX_MESSAGE_BYTES, RequestStream, parse_request};
+use stage0_backplane::{MAX_MESSAGE_BYTES, RequestStream};
 use stage0_contract::{AccountRules, EvaluateReply, EvaluateRequest, Verdict};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::yield_now;
@@ -90,9 +90,9 @@ pub(crate) async fn serve_until(
                     continue;
                 };
                 let Some(arrived) = ReceivedCheck::new(unread) else { continue };
-                let fair_queue = if arrived.bytes.len() > MAX_ORDINARY_BYTES { &mut large } else { &mut ordinary };
+                let fair_queue = if arrived.content.bytes() > MAX_ORDINARY_BYTES { &mut large } else { &mut ordinary };
                 if let Err(arrived) = fair_queue.push(arrived) {
-                    arrived.refuse(&EvaluateReply::Busy).await;
+                    arrived.refuse(EvaluateReply::Busy).await;
                 }
             }
             // A large check may be answered by another check of its run, before its own future ends.
@@ -118,20 +118,20 @@ pub(crate) async fn serve_until(
 async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, deciders: Deciders<'_>) {
     let Deciders { engines, runs, approvals, candidates } = deciders;
     if arrived.is_out_of_time() {
-        arrived.refuse(&EvaluateReply::TimedOut).await;
+        arrived.refuse(EvaluateReply::TimedOut).await;
         return;
     }
     let read = if slot.is_some() {
-        let bytes = arrived.bytes.clone();
-        engines.large(move |_| parse_request::<EvaluateRequest>(&bytes)).await.flatten()
+        let content = arrived.content.clone();
+        engines.large(move |_| content.parse()).await.flatten()
     } else {
-        parse_request::<EvaluateRequest>(&arrived.bytes)
+        arrived.content.parse()
     };
     // A malformed check was logged by the parser; the gateway times out and fails closed.
     let Some(request) = read else { return };
     let mut check = InFlightCheck::new(request, arrived, slot);
     if let Some(reason) = runs.clock_fault(check.request()) {
-        check.decided(&EvaluateReply::Unable(reason)).await;
+        check.decided(EvaluateReply::Unable(reason)).await;
         return;
     }
     let message = Arc::clone(check.request());
@@ -150,7 +150,7 @@ async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, dec
         Some(key) => runs.evaluate(engines, approvals, key, check).await,
         None => {
             let (reply, _) = approvals.decide(engines, &check, None).await;
-            approvals.finish(check, Some(&reply)).await;
+            approvals.finish(check, Some(reply)).await;
         }
     }
 }
@@ -171,12 +171,12 @@ async fn with_published(
             check.chosen = chosen;
             return Some(check);
         }
-        Ok(Err(error)) => check.decided(&error.reply()).await,
+        Ok(Err(error)) => check.decided(error.reply()).await,
         Err(_) => {
             let version = rules.policy_of(&message.request).or(rules.floor.as_ref()).cloned();
             let loading = |version| EvaluateReply::PolicyMissing { version, is_loading: true };
             let unclear = || EvaluateReply::Unable("the policy is still being loaded".to_owned());
-            check.decided(&version.map_or_else(unclear, loading)).await;
+            check.decided(version.map_or_else(unclear, loading)).await;
             // What is prepared serves the next check.
             if let Err(error) = choosing.await {
                 tracing::debug!(%error, "policy was not prepared");
@@ -196,7 +196,7 @@ async fn refuse_stopped(check: InFlightCheck, deciders: Deciders<'_>) {
     };
     let unclear = || EvaluateReply::Unable("whether a stop covers the check is unclear".to_owned());
     let reply = if verdict == Some(Verdict::Deny) { reply } else { unclear() };
-    approvals.finish(check, Some(&reply)).await;
+    approvals.finish(check, Some(reply)).await;
 }
 
 /// Whether a stop covers the check. Without stops it costs nothing.
@@ -372,11 +372,11 @@ mod tests {
             let asking = gateway.requests.request(&asked, WAIT_TIMEOUT);
             let answering = async {
                 let arrived = ReceivedCheck::new(inbox.next_unparsed().await.unwrap()).unwrap();
-                let request = parse_request::<EvaluateRequest>(&arrived.bytes).unwrap();
+                let request = arrived.content.parse().unwrap();
                 let check = with_published(&engines, InFlightCheck::new(request, arrived, None), &rules, late).await;
                 let found = check.is_some();
                 if let Some(check) = check {
-                    check.decided(&EvaluateReply::Busy).await;
+                    check.decided(EvaluateReply::Busy).await;
                 }
                 found
             };

@@ -7,8 +7,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use stage0_backplane::{IncomingRequest, Responder, UnparsedRequest, parse_request};
+use stage0_backplane::{IncomingRequest, Responder, Unparsed, UnparsedRequest};
 use stage0_contract::{AccountId, Envelope, EvaluateReply, EvaluateRequest, Request, RequestId};
 use stage0_policy::TimeLimit;
 use tokio::sync::OwnedSemaphorePermit;
@@ -33,7 +32,7 @@ pub(crate) struct InFlightRequest<R> {
 
 /// A check that was received but not parsed yet.
 pub(crate) struct ReceivedCheck {
-    pub(crate) bytes: Bytes,
+    pub(crate) content: Unparsed<EvaluateRequest>,
     envelope: Envelope,
     deadline: Instant,
     pending: Responder<EvaluateRequest>,
@@ -44,22 +43,26 @@ pub(crate) struct ReceivedCheck {
 impl ReceivedCheck {
     /// `None` for a message without an account.
     pub(crate) fn new(unread: UnparsedRequest<EvaluateRequest>) -> Option<Self> {
-        let UnparsedRequest { bytes, deadline, responder: pending } = unread;
-        let Some(envelope) = Envelope::of(&bytes) else {
+        let UnparsedRequest { content, deadline, responder: pending } = unread;
+        let envelope = match &content {
+            Unparsed::Bytes(bytes) => Envelope::of(bytes),
+            Unparsed::Value { request, .. } => Some(Envelope::from(&**request)),
+        };
+        let Some(envelope) = envelope else {
             // The parser logs where the message is malformed.
-            parse_request::<EvaluateRequest>(&bytes);
+            content.parse();
             return None;
         };
-        Some(Self { bytes, envelope, deadline, pending, since: Instant::now(), counted: metrics::begin_request() })
+        Some(Self { content, envelope, deadline, pending, since: Instant::now(), counted: metrics::begin_request() })
     }
 
     pub(crate) fn is_out_of_time(&self) -> bool {
         TimeLimit::before(self.deadline.into_std(), self.since.into_std()).check().is_err()
     }
 
-    pub(crate) async fn refuse(self, reply: &EvaluateReply) {
-        log_reply(&self.envelope.request_id, &self.envelope.account, reply, self.since, false);
-        self.pending.answer(reply).await;
+    pub(crate) async fn refuse(self, reply: EvaluateReply) {
+        log_reply(&self.envelope.request_id, &self.envelope.account, &reply, self.since, false);
+        self.pending.hand_over(reply).await;
     }
 }
 
@@ -69,7 +72,7 @@ impl Queued for ReceivedCheck {
     }
 
     fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.content.bytes()
     }
 }
 
@@ -112,18 +115,22 @@ impl<R: Request> InFlightRequest<R> {
         }
     }
 
-    pub(crate) async fn answer(self, reply: &R::Reply) {
-        self.pending.answer(reply).await;
+    pub(crate) async fn answer(self, reply: R::Reply) {
+        self.pending.hand_over(reply).await;
     }
 }
 
 impl InFlightCheck {
-    pub(crate) fn new(request: EvaluateRequest, arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>) -> Self {
-        let ReceivedCheck { bytes, deadline, pending, since, counted, .. } = arrived;
+    pub(crate) fn new(
+        request: Arc<EvaluateRequest>,
+        arrived: ReceivedCheck,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let ReceivedCheck { content, deadline, pending, since, counted, .. } = arrived;
         let limit = TimeLimit::before(deadline.into_std(), since.into_std());
-        let asked = InFlightRequest { request: Arc::new(request), deadline, pending, since, _counted: counted };
+        let asked = InFlightRequest { request, deadline, pending, since, _counted: counted };
         let (holds, chosen) = (RefCell::default(), Chosen::default());
-        let (bytes, claim) = (bytes.len(), Uuid::now_v7());
+        let (bytes, claim) = (content.bytes(), Uuid::now_v7());
         Self { asked, bytes, limit, chosen, watched: None, holds, claim, _slot: slot }
     }
 
@@ -168,13 +175,13 @@ impl InFlightCheck {
         }
     }
 
-    pub(crate) async fn decided(self, reply: &EvaluateReply) {
+    pub(crate) async fn decided(self, reply: EvaluateReply) {
         let EvaluateRequest { request_id, account, .. } = &*self.asked.request;
-        log_reply(request_id, account, reply, self.asked.since, self.chosen.is_published());
-        let beside = self.watched.map(|watched| (watched, Arc::clone(&self.asked.request)));
+        log_reply(request_id, account, &reply, self.asked.since, self.chosen.is_published());
+        let beside = self.watched.map(|watched| (watched, Arc::clone(&self.asked.request), reply.clone()));
         self.asked.answer(reply).await;
-        if let Some((watched, message)) = beside {
-            watched.answered(message, self.bytes, self.chosen, reply);
+        if let Some((watched, message, reply)) = beside {
+            watched.answered(message, self.bytes, self.chosen, &reply);
         }
     }
 
@@ -265,7 +272,7 @@ mod tests {
         let asked = backplane.requests.request(&message, Duration::from_secs(5));
         let working = async {
             let arrived = ReceivedCheck::new(served.next_unparsed().await.unwrap()).unwrap();
-            work(InFlightCheck::new(parse_request(&arrived.bytes).unwrap(), arrived, None)).await;
+            work(InFlightCheck::new(arrived.content.parse().unwrap(), arrived, None)).await;
         };
         // A check that is late has no answer: `asked` ends by its deadline.
         let _ = tokio::join!(working, asked);
@@ -282,7 +289,7 @@ mod tests {
             ask(&Backplane::embedded(), None, async |check| {
                 let approvals = Approvals::new(&Backplane::embedded(), RunConfig::default());
                 let (reply, _) = approvals.decide(&engines, &check, None).await;
-                check.decided(&reply).await;
+                check.decided(reply).await;
             })
             .await;
         });
@@ -314,7 +321,7 @@ mod tests {
     #[test]
     fn a_check_that_cannot_be_decided_or_is_late_is_a_warning_with_its_id() {
         let (lines, _) = capture(ask(&Backplane::embedded(), None, async |check| {
-            check.decided(&EvaluateReply::Unable("why".to_owned())).await;
+            check.decided(EvaluateReply::Unable("why".to_owned())).await;
         }));
         let line = only(&lines);
         assert_eq!((&line["level"], &line["reason"]), (&json!("WARN"), &json!("why")));
@@ -356,7 +363,7 @@ mod tests {
         ask(&Backplane::embedded(), None, async |mut check| {
             check._slot = Arc::clone(&slots).try_acquire_owned().ok();
             assert_eq!(slots.available_permits(), 0);
-            check.decided(&EvaluateReply::Busy).await;
+            check.decided(EvaluateReply::Busy).await;
             assert_eq!(slots.available_permits(), 1);
         })
         .await;
@@ -369,7 +376,7 @@ mod tests {
         ::metrics::with_local_recorder(&recorder, || {
             runtime.block_on(ask(&Backplane::embedded(), None, async |check| {
                 assert!(recorder.handle().render().contains("stage0_in_flight 1\n"));
-                check.decided(&EvaluateReply::Invalid(Vec::new())).await;
+                check.decided(EvaluateReply::Invalid(Vec::new())).await;
             }));
         });
         assert!(recorder.handle().render().contains("stage0_in_flight 0\n"));

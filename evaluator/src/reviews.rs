@@ -42,7 +42,7 @@ pub(crate) async fn serve_until(mut inbox: RequestStream<ReviewRequest>, stop: &
                 let of_account = accounts.get(account).copied().unwrap_or_default();
                 if in_flight.len() >= MAX_IN_FLIGHT || of_account >= MAX_IN_FLIGHT_PER_ACCOUNT {
                     tracing::debug!(%account, "bad request is not reviewed: too many are in hand");
-                    asked.answer(&ReviewReply { errors: Vec::new() }).await;
+                    asked.answer(ReviewReply { errors: Vec::new() }).await;
                 } else {
                     accounts.insert(account.clone(), of_account + 1);
                     in_flight.push(reviewed(asked, engines));
@@ -68,7 +68,7 @@ pub(crate) async fn serve_until(mut inbox: RequestStream<ReviewRequest>, stop: &
 async fn reviewed(asked: InFlightRequest<ReviewRequest>, engines: &Engines) -> AccountId {
     let account = asked.request.account.clone();
     match engines.review(&asked.request, asked.deadline).await {
-        Some(reply) => asked.answer(&reply).await,
+        Some(reply) => asked.answer(reply).await,
         None => tracing::debug!(%account, "bad request was not reviewed in time"),
     }
     account

@@ -370,7 +370,7 @@ async fn serve_until<R: Request>(
 ) {
     let serve = async |received: InFlightRequest<R>| {
         let reply = answer(&received.request, received.deadline).await;
-        received.answer(&reply).await;
+        received.answer(reply).await;
     };
     let mut in_flight = FuturesUnordered::new();
     let (mut stopping, mut drained) = (false, false);

@@ -4,6 +4,7 @@
 //! A full queue is passed over; when all are full the requester waits for one until its deadline. A request that no
 //! server answers ends at its deadline and not before, as on NATS.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::future::pending;
 use std::sync::atomic::Ordering;
@@ -16,16 +17,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Bus, Connection, Waiting};
 use crate::{
-    BoxFuture, MAX_MESSAGE_BYTES, NotReady, RawRequest, Replier, RequestError, RequestQueue, Requests, ServeError,
+    BoxFuture, Content, LocalRequests, MAX_MESSAGE_BYTES, NotReady, RawRequest, Replier, Reply, RequestError,
+    RequestQueue, Requests, ServeError, SharedValue,
 };
 
 /// Requests that one queue holds. When more wait, each requester's own deadline decides how long.
 const QUEUE_CAPACITY: usize = 256;
 
 struct QueuedRequest {
-    body: Bytes,
+    body: Content,
     deadline: Instant,
-    reply: oneshot::Sender<Bytes>,
+    reply: oneshot::Sender<Reply>,
+    takes_value: bool,
 }
 
 /// The servers of each subject.
@@ -102,6 +105,51 @@ impl Servers {
     }
 }
 
+impl LocalRequests for Connection {
+    fn request_value<'a>(
+        &'a self,
+        subject: &'static str,
+        request: SharedValue,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Reply, RequestError>> {
+        Box::pin(self.exchange(subject, Content::Value(request), deadline))
+    }
+}
+
+impl Connection {
+    async fn exchange(&self, subject: &'static str, body: Content, deadline: Instant) -> Result<Reply, RequestError> {
+        let (bytes, takes_value) = match &body {
+            Content::Bytes(bytes) => (bytes.len(), false),
+            Content::Value(value) => (value.bytes, true),
+        };
+        if bytes > MAX_MESSAGE_BYTES {
+            return Err(RequestError::TooLarge);
+        }
+        if self.closed.is_cancelled() {
+            return Err(RequestError::Disconnected);
+        }
+        if deadline <= Instant::now() {
+            return Err(RequestError::Timeout);
+        }
+        let _waiting = Waiting::below(usize::MAX, &self.waiting);
+        let (reply, replied) = oneshot::channel();
+        let exchange = async {
+            let request = QueuedRequest { body, deadline, reply, takes_value };
+            self.bus.shared.servers.hand_over(subject, request).await?;
+            match replied.await {
+                Ok(answer) => Ok(answer),
+                // Dropped without a reply. On NATS the requester would not learn of that either.
+                Err(_) => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            outcome = timeout_at(deadline, exchange) => outcome.unwrap_or(Err(RequestError::Timeout)),
+            () = self.closed.cancelled() => Err(RequestError::Disconnected),
+        }
+    }
+}
+
 impl Requests for Connection {
     fn request_bytes<'a>(
         &'a self,
@@ -110,31 +158,15 @@ impl Requests for Connection {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, RequestError>> {
         Box::pin(async move {
-            if body.len() > MAX_MESSAGE_BYTES {
-                return Err(RequestError::TooLarge);
-            }
-            if self.closed.is_cancelled() {
-                return Err(RequestError::Disconnected);
-            }
-            if deadline <= Instant::now() {
-                return Err(RequestError::Timeout);
-            }
-            let _waiting = Waiting::below(usize::MAX, &self.waiting);
-            let (reply, replied) = oneshot::channel();
-            let exchange = async {
-                self.bus.shared.servers.hand_over(subject, QueuedRequest { body, deadline, reply }).await?;
-                match replied.await {
-                    Ok(answer) => Ok(answer),
-                    // Dropped without a reply. On NATS the requester would not learn of that either.
-                    Err(_) => pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                outcome = timeout_at(deadline, exchange) => outcome.unwrap_or(Err(RequestError::Timeout)),
-                () = self.closed.cancelled() => Err(RequestError::Disconnected),
+            match self.exchange(subject, Content::Bytes(body), deadline).await? {
+                Reply::Bytes(bytes) => Ok(bytes),
+                Reply::Value(_) => Err(RequestError::Malformed),
             }
         })
+    }
+
+    fn local(&self) -> Option<&dyn LocalRequests> {
+        Some(self)
     }
 
     fn serve_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn RequestQueue>, ServeError>> {
@@ -180,8 +212,12 @@ impl RequestQueue for EmbeddedQueue {
                     received = self.queue.recv() => received?,
                 };
                 if request.deadline > Instant::now() {
-                    let QueuedRequest { body, deadline, reply } = request;
-                    return Some(RawRequest { body, deadline, replier: Box::new(OneshotReplier(reply)) });
+                    let QueuedRequest { body, deadline, reply, takes_value } = request;
+                    return Some(RawRequest {
+                        body,
+                        deadline,
+                        replier: Box::new(OneshotReplier { reply, takes_value }),
+                    });
                 }
             }
         })
@@ -205,7 +241,10 @@ impl Drop for EmbeddedQueue {
     }
 }
 
-struct OneshotReplier(oneshot::Sender<Bytes>);
+struct OneshotReplier {
+    reply: oneshot::Sender<Reply>,
+    takes_value: bool,
+}
 
 impl Replier for OneshotReplier {
     fn reply(self: Box<Self>, answer: Bytes) -> BoxFuture<'static, ()> {
@@ -215,7 +254,15 @@ impl Replier for OneshotReplier {
                 return;
             }
             // A requester that has gone is not an error.
-            drop(self.0.send(answer));
+            drop(self.reply.send(Reply::Bytes(answer)));
         })
+    }
+
+    fn reply_value(self: Box<Self>, value: Box<dyn Any + Send>) -> Result<(), (Box<dyn Replier>, Box<dyn Any + Send>)> {
+        if !self.takes_value {
+            return Err((self, value));
+        }
+        drop(self.reply.send(Reply::Value(value)));
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //! Stopping: a request that the server hands over while async-nats drains the subscription is dropped, and its
 //! requester times out; under load that can be one or two for each stop.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +30,8 @@ use super::sealing::{Context, MessagePart, Opening, PublicKey, SealingKeys, seal
 use super::waiters::{Check, Token};
 use super::{Connection, MessageAuth};
 use crate::{
-    BoxFuture, MAX_MESSAGE_BYTES, NotReady, RawRequest, Replier, RequestError, RequestQueue, Requests, ServeError,
+    BoxFuture, Content, MAX_MESSAGE_BYTES, NotReady, RawRequest, Replier, RequestError, RequestQueue, Requests,
+    ServeError,
 };
 
 const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -379,7 +381,7 @@ impl Reader {
                 return self.dropped.log(self.subject, "it was not sealed for here and for this asker");
             }
         };
-        Some(Checked::Good(RawRequest { body, deadline, replier: Box::new(replier) }))
+        Some(Checked::Good(RawRequest { body: Content::Bytes(body), deadline, replier: Box::new(replier) }))
     }
 }
 
@@ -451,6 +453,10 @@ impl ReplyTo {
 }
 
 impl Replier for ReplyTo {
+    fn reply_value(self: Box<Self>, value: Box<dyn Any + Send>) -> Result<(), (Box<dyn Replier>, Box<dyn Any + Send>)> {
+        Err((self, value))
+    }
+
     fn reply(self: Box<Self>, mut answer: Bytes) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             if answer.len() > MAX_MESSAGE_BYTES {

@@ -87,7 +87,7 @@ fn ask_aside(gateway: &Backplane, text: &'static str) -> tokio::task::JoinHandle
 
 async fn answer_next(inbox: &mut Box<dyn RequestQueue>, wanted: &str, answer: &'static str) {
     let asked = inbox.next().await.unwrap();
-    assert_eq!(asked.body, wanted);
+    assert_eq!(asked.body.as_bytes().unwrap(), wanted);
     asked.replier.reply(answer.into()).await;
 }
 
@@ -436,7 +436,7 @@ async fn keys_are_rotated_while_messages_pass_and_none_is_lost() {
     let mut inbox = evaluator.requests.serve_bytes(EVALUATE).await.unwrap();
     let serving = tokio::spawn(async move {
         while let Some(asked) = inbox.next().await {
-            asked.replier.reply(asked.body).await;
+            asked.replier.reply(asked.body.as_bytes().unwrap().clone()).await;
         }
     });
     let a = account("a");

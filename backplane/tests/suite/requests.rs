@@ -1,12 +1,13 @@
 //! Requests and replies.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use stage0_backplane::testing::wait_for;
-use stage0_backplane::{Backplane, IncomingRequest, MAX_MESSAGE_BYTES, RequestError};
+use stage0_backplane::{Backplane, IncomingRequest, MAX_MESSAGE_BYTES, RequestError, UnparsedRequest};
 use tokio::sync::Barrier;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,8 @@ on_every_backplane! {
     a_reply_that_cannot_be_read_is_an_error,
     a_reply_that_is_too_large_is_not_sent,
     a_reply_arrives,
+    a_shared_request_arrives_however_its_server_reads_and_answers,
+    a_shared_request_is_held_to_the_same_limits,
     the_deadline_crosses_to_the_server,
     the_largest_request_and_reply_arrive,
     servers_share_the_requests_and_each_gets_one_reply,
@@ -180,6 +183,51 @@ async fn a_reply_arrives(stage: Stage) {
     served.abort();
 }
 
+async fn a_shared_request_arrives_however_its_server_reads_and_answers(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    let request = Arc::new(echo("shared"));
+    for (is_typed, hands_over) in [(true, false), (false, true), (false, false)] {
+        let asked = asker.requests.request_shared(&request, 8, Instant::now() + PATIENT);
+        let answering = async {
+            if is_typed {
+                let arrived = inbox.next().await.unwrap();
+                let reply = Echoed { text: arrived.request.text.clone() };
+                arrived.answer(&reply).await;
+                return;
+            }
+            let UnparsedRequest { content, responder, .. } = inbox.next_unparsed().await.unwrap();
+            let reply = Echoed { text: content.parse().unwrap().text.clone() };
+            if hands_over { responder.hand_over(reply).await } else { responder.answer(&reply).await }
+        };
+        let (reply, ()) = tokio::join!(asked, answering);
+        assert_eq!(reply.map(|reply| reply.text).as_deref(), Ok("shared"), "typed: {is_typed}, over: {hands_over}");
+    }
+    // A requester that sends bytes gets bytes, also from a server that hands its replies over.
+    let waiting = ask_aside(&asker, "bytes", PATIENT);
+    let UnparsedRequest { content, responder, .. } = inbox.next_unparsed().await.unwrap();
+    responder.hand_over(Echoed { text: content.parse().unwrap().text.clone() }).await;
+    assert_eq!(waiting.await.unwrap().as_deref(), Ok("bytes"));
+    assert_eq!(asker.requests.pending(), 0);
+}
+
+async fn a_shared_request_is_held_to_the_same_limits(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let until = || Instant::now() + SHORT;
+    let small = Arc::new(echo("x"));
+    assert_eq!(asker.requests.request_shared(&small, 1, until()).await.err(), Some(RequestError::NoResponders));
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    let large = Arc::new(echo(&"x".repeat(MAX_MESSAGE_BYTES + 1)));
+    let asked = asker.requests.request_shared(&large, MAX_MESSAGE_BYTES + 1, until()).await;
+    assert_eq!(asked.err(), Some(RequestError::TooLarge));
+    let asked = asker.requests.request_shared(&small, 1, until());
+    let (asked, arrived) = tokio::join!(asked, inbox.next_unparsed());
+    assert_eq!(asked.err(), Some(RequestError::Timeout));
+    assert!(arrived.is_some());
+    asker.requests.close().await;
+    assert_eq!(asker.requests.request_shared(&small, 1, until()).await.err(), Some(RequestError::Disconnected));
+}
+
 async fn the_deadline_crosses_to_the_server(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
@@ -200,7 +248,7 @@ async fn the_largest_request_and_reply_arrive(stage: Stage) {
         let waiting =
             tokio::spawn(async move { asker.requests.request_bytes("echo", request, Instant::now() + PATIENT).await });
         let asked = inbox.next().await.unwrap();
-        asked.replier.reply(asked.body).await;
+        asked.replier.reply(asked.body.as_bytes().unwrap().clone()).await;
         assert_eq!(waiting.await.unwrap().unwrap().len(), size);
     }
 }

@@ -128,7 +128,7 @@ async fn serve(backplane: &Backplane, subjects: &[&'static str]) -> tokio::task:
         let mut inbox = backplane.requests.serve_bytes(subject).await.unwrap();
         tasks.spawn(async move {
             while let Some(asked) = inbox.next().await {
-                asked.replier.reply(asked.body).await;
+                asked.replier.reply(asked.body.as_bytes().unwrap().clone()).await;
             }
         });
     }

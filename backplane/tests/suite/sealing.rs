@@ -33,7 +33,7 @@ async fn keystore(nats: &NatsServer, offers: bool) -> JoinSet<()> {
         tasks.spawn(async move {
             while let Some(asked) = inbox.next().await {
                 let is_status = subject == KeystoreStatus::SUBJECT;
-                let answer = if is_status { status.clone().into() } else { asked.body.clone() };
+                let answer = if is_status { status.clone().into() } else { asked.body.as_bytes().unwrap().clone() };
                 asked.replier.reply(answer).await;
             }
         });

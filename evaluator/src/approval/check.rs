@@ -192,15 +192,15 @@ impl Approvals {
     }
 
     /// Answers a check; one that does not end as the ALLOW that something was reserved for gives it back.
-    pub(crate) async fn finish(&self, check: InFlightCheck, reply: Option<&EvaluateReply>) {
-        let used = match reply {
+    pub(crate) async fn finish(&self, check: InFlightCheck, reply: Option<EvaluateReply>) {
+        let used = match &reply {
             Some(EvaluateReply::Decided(evaluation)) if evaluation.decision.verdict == Verdict::Allow => {
                 evaluation.decision.approval.as_ref()
             }
             _ => None,
         };
         let holds = check.take_holds();
-        let is_allowed = reply.is_some_and(is_allow);
+        let is_allowed = reply.as_ref().is_some_and(is_allow);
         // The gateway waits no longer: it has recorded nothing, and must not hear of this ALLOW.
         let is_too_late = is_allowed && !holds.is_empty() && check.deadline() <= Instant::now();
         let used = used.filter(|_| !is_too_late);

@@ -20,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use stage0_backplane::{
     Backplane, BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore,
-    StoreClock, parse_request,
+    StoreClock,
 };
 use stage0_contract::{
     AccountId, AccountRules, ActionDigest, Actor, ApprovalStatus, ApprovalTerms, CallerTexts, CheckRequest, Delegate,

@@ -102,10 +102,10 @@ impl RunCoordinator {
                     batch = self.queues.borrow_mut().next_batch(&key);
                 }
             }
-            Err(Full::OfAccount(check)) => check.decided(&EvaluateReply::Busy).await,
+            Err(Full::OfAccount(check)) => check.decided(EvaluateReply::Busy).await,
             Err(Full::OfAll(check)) => {
                 let reason = "too many checks of runs wait for the state store".to_owned();
-                check.decided(&EvaluateReply::Unable(reason)).await;
+                check.decided(EvaluateReply::Unable(reason)).await;
             }
         }
     }
@@ -141,7 +141,7 @@ impl RunCoordinator {
             };
             metrics::observe_run(began.elapsed());
             for (check, reply) in batch.into_iter().zip(replies) {
-                approvals.finish(check, reply.as_ref()).await;
+                approvals.finish(check, reply).await;
             }
             return;
         }

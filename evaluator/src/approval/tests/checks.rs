@@ -12,7 +12,7 @@ async fn ended_undecided(is_held: bool) -> ApprovalStatus {
     let deadline = Instant::now() + timeout;
     let work = async {
         let arrived = ReceivedCheck::new(served.next_unparsed().await.unwrap()).unwrap();
-        let check = InFlightCheck::new(parse_request(&arrived.bytes).unwrap(), arrived, None);
+        let check = InFlightCheck::new(arrived.content.parse().unwrap(), arrived, None);
         let mut used = approved();
         // Time must not end what it looks at.
         used.usable_until = Some(from_now(600));
@@ -24,7 +24,7 @@ async fn ended_undecided(is_held: bool) -> ApprovalStatus {
         if is_held {
             check.add_hold(Hold::Approval(used.id.clone()));
         }
-        approvals.finish(check, Some(&EvaluateReply::Unable("the run cannot be written".to_owned()))).await;
+        approvals.finish(check, Some(EvaluateReply::Unable("the run cannot be written".to_owned()))).await;
     };
     let (_, asked) = tokio::join!(work, backplane.requests.request(&message, timeout));
     assert!(matches!(asked, Ok(EvaluateReply::Unable(_))));
@@ -55,7 +55,7 @@ async fn an_allow_that_comes_after_its_deadline_is_not_told_and_gives_back_what_
         let deadline = deadline();
         let work = async {
             let arrived = ReceivedCheck::new(served.next_unparsed().await.unwrap()).unwrap();
-            let check = InFlightCheck::new(parse_request(&arrived.bytes).unwrap(), arrived, None);
+            let check = InFlightCheck::new(arrived.content.parse().unwrap(), arrived, None);
             let mut used = approved();
             used.usable_until = Some(from_now(600));
             let agent = key(AGENT);
@@ -78,7 +78,7 @@ async fn an_allow_that_comes_after_its_deadline_is_not_told_and_gives_back_what_
             if is_late {
                 tokio::time::timeout_at(check.deadline(), std::future::pending::<()>()).await.unwrap_err();
             }
-            approvals.finish(check, Some(&reply)).await;
+            approvals.finish(check, Some(reply)).await;
         };
         let (_, asked) = tokio::join!(work, backplane.requests.request(&message, timeout));
         assert_eq!(asked.is_err(), is_late);

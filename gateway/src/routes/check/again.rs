@@ -4,6 +4,8 @@
 //! INVARIANT: only what is surely not in the log is decided again, by the rules that hold now, and within the same
 //! budget.
 
+use std::sync::Arc;
+
 use actix_web::HttpResponse;
 use stage0_contract::Scope;
 use tokio::time::Instant;
@@ -46,7 +48,7 @@ impl Attempt<'_> {
         require_any_scope(&identity, &[Scope::Check])?;
         self.caller = bind_to_rules(request)?;
         let (asker, max_runs) = (state.asker_of(self.identity()), self.identity().caps.runs());
-        let message = &mut question.message;
+        let message = Arc::make_mut(&mut question.message);
         (message.asker, message.max_runs) = (asker, Some(max_runs));
         message.evaluated_at = state.state_store().clock().now().as_second();
         Ok(())

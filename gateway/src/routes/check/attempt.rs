@@ -5,6 +5,7 @@
 //! the evaluator hears that the approval is free again, and where that is not known, it stays used.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::header::{ContentType, USER_AGENT};
@@ -89,7 +90,7 @@ struct Decided {
 
 /// A check as evaluators get it, and what they do not need of it.
 pub(super) struct Question {
-    pub(super) message: EvaluateRequest,
+    pub(super) message: Arc<EvaluateRequest>,
     task_hash: String,
     /// The length of the body.
     bytes: usize,
@@ -128,7 +129,7 @@ impl Attempt<'_> {
             max_runs: Some(identity.caps.runs()),
             asker: state.asker_of(identity),
         };
-        Question { message, task_hash, bytes }
+        Question { message: Arc::new(message), task_hash, bytes }
     }
 
     pub(super) async fn decide(
@@ -137,7 +138,8 @@ impl Attempt<'_> {
         reservation: &mut Option<Reservation>,
     ) -> Result<HttpResponse, Failure> {
         let Self { state, context, deadline, .. } = *self;
-        let (identity, message) = (self.identity(), &question.message);
+        let Question { message, bytes, .. } = question;
+        let identity = self.identity();
         if identity.holder.is_none() && (!identity.rules.stops.is_empty() || identity.rules.needs_published()) {
             // Stops and published policies reach the evaluator with who asks.
             return Err(ApiError::Missing(Part::Service(Role::Keystore, How::Failed)).into());
@@ -148,7 +150,7 @@ impl Attempt<'_> {
             state.canaries.note(&identity.account, &identity.rules.candidates, taken, Instant::now());
         }
         let started = Instant::now();
-        let evaluated = evaluate(state.requests(), state.config.request_budget, message, deadline);
+        let evaluated = evaluate(state.requests(), state.config.request_budget, message, *bytes, deadline);
         let evaluated = timed(CheckStep::Evaluate, evaluated).await.map_err(|error| {
             let refused = matches!(error, ApiError::Invalid(_) | ApiError::TooManyRuns { .. });
             Failure { error, end: Some(if refused { AttemptEnd::Refused } else { AttemptEnd::Failed }) }
@@ -230,7 +232,8 @@ impl Attempt<'_> {
         reservation: &mut Option<Reservation>,
     ) -> Result<HttpResponse, Failure> {
         let Self { state, context, .. } = *self;
-        let Question { message: EvaluateRequest { request, evaluated_at, .. }, task_hash, bytes } = question;
+        let Question { message, task_hash, bytes } = question;
+        let EvaluateRequest { request, evaluated_at, .. } = &**message;
         let (identity, answer_until) = (self.identity(), boottime_of(self.deadline));
         let Decided { decision, mut recordable, source, events, took } = decided;
         let keeps_input = request.debug_store_input;
@@ -343,7 +346,8 @@ impl Attempt<'_> {
 async fn evaluate(
     requests: &dyn Requests,
     request_budget: Duration,
-    message: &EvaluateRequest,
+    message: &Arc<EvaluateRequest>,
+    bytes: usize,
     deadline: Instant,
 ) -> Result<Evaluation, ApiError> {
     let request_id = message.request_id;
@@ -352,7 +356,8 @@ async fn evaluate(
     let mut attempt = 0;
     let reply = loop {
         attempt += 1;
-        let error = match requests.request_until(message, deadline.min(Instant::now() + attempt_timeout)).await {
+        let until = deadline.min(Instant::now() + attempt_timeout);
+        let error = match requests.request_shared(message, bytes, until).await {
             Ok(reply) => break reply,
             Err(error) => error,
         };

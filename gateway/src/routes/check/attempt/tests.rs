@@ -35,8 +35,8 @@ async fn refused_by(reply: &EvaluateReply) -> (ApiError, usize) {
             question.answer(reply).await;
         }
     };
-    let message = message();
-    let asking = evaluate(&*gateway.requests, TIMEOUT, &message, Instant::now() + TIMEOUT);
+    let message = Arc::new(message());
+    let asking = evaluate(&*gateway.requests, TIMEOUT, &message, 100, Instant::now() + TIMEOUT);
     let answer = tokio::select! {
         answer = asking => answer,
         () = answering => panic!("the requests ended"),
