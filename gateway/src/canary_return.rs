@@ -277,7 +277,7 @@ async fn record_line(
     let not_recorded = |error: &dyn std::fmt::Display| ReturnError::NotRecorded(error.to_string());
     let id = RequestId::new(Uuid::now_v7()).map_err(|error| not_recorded(&error))?;
     let lines = event_lines(account, &[event]).map_err(|error| not_recorded(&error))?;
-    let group = LineGroup { caller: None, account: account.clone(), retention_days, lines };
+    let group = LineGroup { caller: None, account: account.clone(), retention_days, lines, coming: None };
     let recorded = record(state, id, group, Instant::now() + TIMEOUT).await;
     recorded.map_err(|failed| not_recorded(&failed.error))
 }

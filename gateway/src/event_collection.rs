@@ -109,7 +109,7 @@ async fn record_events(state: &AppState, collected: AccountEvents) -> Result<(),
     for events in events.chunks(MAX_LINES) {
         let not_recorded = |error: crate::errors::ApiError| CollectionError::NotRecorded(error.to_string());
         let lines = event_lines(&account, events).map_err(not_recorded)?;
-        let group = LineGroup { caller: None, account: account.clone(), retention_days, lines };
+        let group = LineGroup { caller: None, account: account.clone(), retention_days, lines, coming: None };
         let recorded = record(state, id, group, Instant::now() + TIMEOUT).await;
         recorded.map_err(|failed| not_recorded(failed.error))?;
         settle(state, &account, events, None).await;
@@ -231,7 +231,7 @@ mod tests {
         let [recorded, missing] = [(); 2].map(|()| RequestId::new(Uuid::now_v7()).unwrap());
         let body = format!(r#"{{"account":"acc","request_id":"{recorded}"}}"#).into_bytes().into();
         let lines = vec![crate::recorder::NewLine { kind: stage0_contract::LineType::Decision, body }];
-        let group = LineGroup { caller: None, account: account.clone(), retention_days: 30, lines };
+        let group = LineGroup { caller: None, account: account.clone(), retention_days: 30, lines, coming: None };
         record(&state, recorded, group, Instant::now() + TIMEOUT).await.unwrap();
         let approval = stage0_contract::ApprovalId::parse("apr_1").unwrap();
         let event = |event_id| stage0_contract::EventRef::of_approval(event_id, approval.clone());

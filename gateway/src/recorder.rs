@@ -1,9 +1,9 @@
 //! Record, then release: no decision leaves before the log has acknowledged it, nor does a change of an approval.
 //!
-//! Lines that the workers queue while one append is in flight become the next batch: no timer, and one fsync per
-//! account for all its queued lines. Lines that belong together ([`LineGroup`]) are in one batch. They are refused if
-//! their caller's identity is stale right before the append, so that what was requested before the process was
-//! suspended does not get into the log when it resumes.
+//! Lines that the workers queue while one append is in flight become the next batch, with those that are about to come
+//! (`coming`): one fsync per account for all its queued lines. Lines that belong together ([`LineGroup`]) are in one
+//! batch. They are refused if their caller's identity is stale right before the append, so that what was requested
+//! before the process was suspended does not get into the log when it resumes.
 //! INVARIANT: `record` returns `Ok` only for lines that an append acknowledged. When the fate of an append stays
 //! unknown, its chain is never continued: the account's next line begins a new one.
 
@@ -26,6 +26,11 @@ use uuid::Uuid;
 use crate::key_cache::{KeyCache, VerifiedCaller};
 use crate::metrics::{self, RecordOutcome};
 
+mod coming;
+
+use coming::Coming;
+pub(crate) use coming::ComingLines;
+
 /// In lines; `record` waits for a place when it is full.
 const QUEUE: usize = 8_192;
 /// Of one batch, which is one message per account in it.
@@ -42,6 +47,7 @@ const MAX_CHAINS: usize = 100_000;
 #[derive(Clone)]
 pub(crate) struct Recorder {
     queue: mpsc::Sender<QueuedGroup>,
+    coming: Arc<Coming>,
 }
 
 /// Lines of one account that are recorded together: all of them, in this order, or none.
@@ -52,6 +58,8 @@ pub(crate) struct LineGroup {
     pub(crate) account: AccountId,
     pub(crate) retention_days: u32,
     pub(crate) lines: Vec<NewLine>,
+    /// Where a round waits for them.
+    pub(crate) coming: Option<Arc<ComingLines>>,
 }
 
 #[derive(Clone)]
@@ -105,18 +113,28 @@ pub(crate) struct BatchWriter {
     backplane: Backplane,
     key_cache: Arc<KeyCache>,
     chains: HashMap<AccountId, Chain>,
+    coming: Arc<Coming>,
 }
 
 pub(crate) fn recorder(backplane: Backplane, key_cache: Arc<KeyCache>) -> (Recorder, BatchWriter) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Recorder { queue: sender }, BatchWriter { queue, backplane, key_cache, chains: HashMap::new() })
+    let coming = Arc::new(Coming::default());
+    let recorder = Recorder { queue: sender, coming: Arc::clone(&coming) };
+    (recorder, BatchWriter { queue, backplane, key_cache, chains: HashMap::new(), coming })
 }
 
 impl Recorder {
-    pub(crate) async fn record(&self, group: LineGroup, deadline: Instant) -> Result<(), NotRecorded> {
+    /// Announces lines: a round waits a moment for them.
+    pub(crate) fn announce(&self) -> ComingLines {
+        self.coming.announce()
+    }
+
+    pub(crate) async fn record(&self, mut group: LineGroup, deadline: Instant) -> Result<(), NotRecorded> {
         let (done, outcome) = oneshot::channel();
+        let coming = group.coming.take();
         let recorded = async {
             let sent = self.queue.send(QueuedGroup { group, deadline, done }).await;
+            drop(coming);
             sent.map_err(|_| NotRecorded::Failed(Arc::new(Refused::Stopping)))?;
             outcome.await.unwrap_or(Err(NotRecorded::Late))
         };
@@ -139,9 +157,21 @@ impl BatchWriter {
                     return;
                 }
             }
+            if waiting.len() < MAX_LINES {
+                self.coming.gather(waiting.len()).await;
+                self.take_queued(&mut waiting);
+            }
             let rest = waiting.split_off(batch_len(&waiting));
             self.write(waiting).await;
             waiting = rest;
+        }
+    }
+
+    fn take_queued(&mut self, waiting: &mut Vec<QueuedGroup>) {
+        while waiting.len() < MAX_LINES
+            && let Ok(queued) = self.queue.try_recv()
+        {
+            waiting.push(queued);
         }
     }
 

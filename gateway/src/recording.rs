@@ -55,7 +55,8 @@ pub(crate) async fn record(
             let caller = caller.map_err(|error| RecordError { error, is_certain: true, caller_refused: true })?;
             group.caller = Some(caller);
         }
-        match state.recorder.record(group.clone(), deadline).await {
+        let coming = group.coming.take();
+        match state.recorder.record(LineGroup { coming, ..group.clone() }, deadline).await {
             Ok(()) => return Ok(()),
             Err(NotRecorded::CallerStale) => {}
             Err(error) => {
@@ -101,7 +102,7 @@ pub(crate) async fn record_event(
 ) -> Result<(), RecordError> {
     let lines = event_lines(account, &[event]);
     let lines = lines.map_err(|error| RecordError { error, is_certain: true, caller_refused: false })?;
-    let group = LineGroup { caller: Some(caller), account: account.clone(), retention_days, lines };
+    let group = LineGroup { caller: Some(caller), account: account.clone(), retention_days, lines, coming: None };
     record(state, request_id, group, Instant::now() + state.config.request_budget).await
 }
 

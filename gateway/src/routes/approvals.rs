@@ -202,6 +202,7 @@ pub(super) async fn record_change(
         account: identity.account.clone(),
         retention_days: identity.retention_days,
         lines: event_lines(&identity.account, &events)?,
+        coming: None,
     };
     let deadline = Instant::now() + call.state.config.request_budget;
     let recorded = record(&call.state, call.request_id()?, group, deadline).await;

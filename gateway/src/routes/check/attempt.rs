@@ -30,7 +30,7 @@ use crate::key_cache::VerifiedCaller;
 use crate::metrics::{CheckStep, timed};
 use crate::middleware::RequestContext;
 use crate::quota::{Reservation, end_of_day};
-use crate::recorder::{LineGroup, NewLine};
+use crate::recorder::{ComingLines, LineGroup, NewLine};
 use crate::recording::{RecordError, event_lines, record, settle};
 use crate::state::AppState;
 
@@ -150,6 +150,7 @@ impl Attempt<'_> {
             state.canaries.note(&identity.account, &identity.rules.candidates, taken, Instant::now());
         }
         let started = Instant::now();
+        let coming = state.recorder.announce();
         let evaluated = evaluate(state.requests(), state.config.request_budget, message, *bytes, deadline);
         let evaluated = timed(CheckStep::Evaluate, evaluated).await.map_err(|error| {
             let refused = matches!(error, ApiError::Invalid(_) | ApiError::TooManyRuns { .. });
@@ -167,7 +168,7 @@ impl Attempt<'_> {
             return Err(error.into());
         }
         let decided = Decided { decision, recordable, source: approval_source, events, took: started.elapsed() };
-        let mut answered = self.record_and_answer(question, decided, reservation).await;
+        let mut answered = self.record_and_answer(question, decided, reservation, coming).await;
         if let (Some(used), Err(failure @ Failure { end: Some(_), .. })) = (used, &mut answered) {
             let is_released = Box::pin(settle(state, &identity.account, &[], Some(used))).await;
             if failure.is_by_change() && !is_released {
@@ -230,6 +231,7 @@ impl Attempt<'_> {
         question: &Question,
         decided: Decided,
         reservation: &mut Option<Reservation>,
+        coming: ComingLines,
     ) -> Result<HttpResponse, Failure> {
         let Self { state, context, .. } = *self;
         let Question { message, task_hash, bytes } = question;
@@ -263,7 +265,7 @@ impl Attempt<'_> {
 
         // From here on the log may have it, so it counts, even if the client disconnects.
         reservation.iter_mut().chain(&mut input).for_each(Reservation::keep);
-        match timed(CheckStep::Record, self.record(lines)).await {
+        match timed(CheckStep::Record, self.record(lines, coming)).await {
             Ok(()) if events.is_empty() => {}
             Ok(()) => {
                 Box::pin(settle(state, &identity.account, &events, None)).await;
@@ -290,12 +292,13 @@ impl Attempt<'_> {
         Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
     }
 
-    async fn record(&self, lines: Vec<NewLine>) -> Result<(), RecordError> {
+    async fn record(&self, lines: Vec<NewLine>, coming: ComingLines) -> Result<(), RecordError> {
         let group = LineGroup {
             caller: Some(self.caller.clone()),
             account: self.identity().account.clone(),
             retention_days: self.identity().retention_days,
             lines,
+            coming: Some(Arc::new(coming)),
         };
         record(self.state, self.context.id, group, self.deadline).await
     }
