@@ -3,6 +3,7 @@
 //!
 //! Every exporter runs a worker for each endpoint; the one that holds the lease in the endpoint's stored cursor
 //! delivers. A slow receiver delays only its own events.
+//! Reading the log, storing the cursor and sending overlap: none of them waits for another.
 //! INVARIANT: only events of the stored cursor are sent, so the next lease holder knows every number a receiver has
 //! seen.
 //! INVARIANT: nothing is sent on an old lease: a worker that cannot renew it stops sending before it expires.
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use stage0_backplane::Revision;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -30,7 +32,7 @@ mod read;
 
 use complete::FinishedAttempt;
 pub(crate) use lease::cursor_key;
-use lease::{Body, LEASE_RENEW_INTERVAL, Lease, STORE_INTERVAL};
+use lease::{Body, LEASE_RENEW_INTERVAL, Lease, STORE_INTERVAL, store_result};
 
 const MAX_IN_FLIGHT: usize = 16;
 /// A receiver that hangs, or a name that does not resolve, must not use up its account's slots.
@@ -63,7 +65,7 @@ impl DeliveryWorker {
         while !stop.is_cancelled() {
             match self.acquire_lease().await {
                 Ok(mut lease) => match self.deliver(&mut lease, &stop).await {
-                    Ended::LeaseLost => {}
+                    Ended::LeaseLost => self.abandon(lease).await,
                     Ended::Disabled | Ended::Stopped => return self.release(lease).await,
                 },
                 Err(retry_delay) => {
@@ -90,36 +92,51 @@ impl DeliveryWorker {
             return Err(Ended::LeaseLost);
         }
         if lease.polled_at.elapsed() >= POLL_INTERVAL {
-            lease.caught_up = false;
+            lease.reading.drop_stale();
+            lease.reading.note_news();
             lease.polled_at = Instant::now();
             self.import_replays(lease).await?;
         }
-        if lease.wants_to_read() {
-            self.read_events(lease, &endpoint).await;
-        }
+        self.read_events(lease, &endpoint);
         if lease.is_store_due() {
-            self.renew(lease).await?;
+            self.begin_renewal(lease)?;
         }
         self.send_due(lease, &endpoint).await;
-        if lease.wants_to_read() && lease.in_flight.len() < MAX_IN_FLIGHT {
-            return Ok(());
-        }
         lease.lag.update(lease.endpoint_lag());
         let (idle, wait) = (lease.attempts.is_empty(), self.time_to_next_step(lease));
         tokio::select! {
-            Some(finished) = lease.attempts.join_next(), if !idle => match finished {
-                Ok(attempt) => self.complete(lease, &endpoint, attempt).await?,
+            Some(finished) = lease.attempts.join_next(), if !idle => {
+                self.complete_all(lease, &endpoint, finished).await?;
+            }
+            read = lease.reading.outcome() => self.finish_read(lease, read),
+            stored = store_result(&mut lease.storing) => self.note_stored(lease, stored).await?,
+            () = self.wake.notified() => lease.reading.note_news(),
+            _ = self.endpoint.changed() => {}
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        Ok(())
+    }
+
+    /// Completes an attempt, and those that have ended with it.
+    async fn complete_all(
+        &mut self,
+        lease: &mut Lease,
+        endpoint: &DeliveryEndpoint,
+        first: Result<FinishedAttempt, JoinError>,
+    ) -> Result<(), Ended> {
+        let mut next = Some(first);
+        while let Some(finished) = next {
+            match finished {
+                Ok(attempt) => self.complete(lease, endpoint, attempt).await?,
                 Err(error) => {
                     // Its event stays open, and the next lease holder sends it again.
                     let error = &error as &dyn Error;
                     tracing::error!(webhook = %endpoint.webhook.id, error, "attempt ended early");
                     return Err(Ended::LeaseLost);
                 }
-            },
-            () = self.wake.notified() => lease.caught_up = false,
-            _ = self.endpoint.changed() => {}
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(wait) => {}
+            }
+            next = lease.attempts.try_join_next();
         }
         Ok(())
     }
@@ -133,6 +150,10 @@ impl DeliveryWorker {
         let due: Vec<_> = lease.cursor.due(now).filter(may_send).take(free).cloned().collect();
         lease.held_back = false;
         for event in due {
+            // Reading a line again takes time.
+            if !lease.is_trusted() {
+                return;
+            }
             if let Some(rate) = endpoint.webhook.rate_limit {
                 let now = Instant::now();
                 lease.held_back = lease.paced_until > now;
@@ -177,10 +198,9 @@ impl DeliveryWorker {
         let retry = lease.cursor.next_due(now);
         let retry = retry.map_or(POLL_INTERVAL, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
         let paced = pacing_delay(lease.held_back, lease.paced_until, Instant::now());
-        let store = if lease.changed { STORE_INTERVAL } else { LEASE_RENEW_INTERVAL };
-        let store = store.saturating_sub(lease.stored_at.elapsed());
-        let numbering = lease.numbering_due_in().unwrap_or(POLL_INTERVAL);
-        retry.min(paced).min(store).min(numbering).clamp(Duration::from_millis(1), POLL_INTERVAL)
+        let read = lease.reading.due_in().filter(|_| lease.wants_to_read()).unwrap_or(POLL_INTERVAL);
+        let store = time_to_store(lease);
+        retry.min(paced).min(read).min(store).clamp(Duration::from_millis(1), POLL_INTERVAL)
     }
 
     /// Logs a failure of the log or the state store, and returns the delay before the next try.
@@ -188,6 +208,16 @@ impl DeliveryWorker {
         tracing::warn!(webhook = %self.endpoint.borrow().webhook.id, error, "{message}");
         jittered(ERROR_RETRY_DELAY)
     }
+}
+
+/// None begins while one runs.
+fn time_to_store(lease: &Lease) -> Duration {
+    if lease.storing.is_some() {
+        return POLL_INTERVAL;
+    }
+    let store = if lease.changed { STORE_INTERVAL } else { LEASE_RENEW_INTERVAL };
+    let numbering = lease.numbering_due_in().unwrap_or(POLL_INTERVAL);
+    store.saturating_sub(lease.stored_at.elapsed()).min(numbering)
 }
 
 /// How long the rate limit holds the worker up: not at all when the limit allows the held-back event by now.

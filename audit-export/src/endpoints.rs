@@ -3,7 +3,7 @@
 //! The keystore's list of endpoints is fetched whole at the start, on every notice of a change and every half minute.
 //! When it cannot be fetched, the workers of the last list go on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,12 +51,14 @@ pub(crate) struct Endpoints {
     shared: Arc<Shared>,
     directory: Directory,
     workers: HashMap<WebhookId, RunningWorker>,
+    /// The workers of each account: a notice of one account costs nothing for the others.
+    wakes: HashMap<AccountId, Vec<Arc<Notify>>>,
     stopping: Vec<JoinHandle<()>>,
 }
 
 impl Endpoints {
     pub(crate) fn new(shared: Arc<Shared>, directory: Directory) -> Self {
-        Self { shared, directory, workers: HashMap::new(), stopping: Vec::new() }
+        Self { shared, directory, workers: HashMap::new(), wakes: HashMap::new(), stopping: Vec::new() }
     }
 
     pub(crate) async fn run(mut self, stop: CancellationToken) {
@@ -82,10 +84,10 @@ impl Endpoints {
                 },
                 event = next_event(&mut recorded) => match event {
                     Some(Event::Message(DecisionsRecorded { accounts })) => {
-                        let accounts: HashSet<_> = accounts.into_iter().collect();
-                        self.wake(|account| accounts.contains(account));
+                        let workers = accounts.iter().filter_map(|account| self.wakes.get(account));
+                        workers.flatten().for_each(|worker| worker.notify_one());
                     }
-                    Some(Event::Gap) => self.wake(|_| true),
+                    Some(Event::Gap) => self.wakes.values().flatten().for_each(|worker| worker.notify_one()),
                     None => recorded = None,
                 },
             }
@@ -97,14 +99,6 @@ impl Endpoints {
         for task in stopping.chain(self.stopping) {
             if let Err(error) = task.await {
                 tracing::error!(error = &error as &dyn Error, "delivery worker ended early");
-            }
-        }
-    }
-
-    fn wake(&self, has_news: impl Fn(&AccountId) -> bool) {
-        for worker in self.workers.values() {
-            if has_news(&worker.endpoint.borrow().webhook.account) {
-                worker.wake.notify_one();
             }
         }
     }
@@ -138,6 +132,11 @@ impl Endpoints {
                 }
                 Some(_) | None => {}
             }
+        }
+        self.wakes.clear();
+        for worker in self.workers.values() {
+            let account = worker.endpoint.borrow().webhook.account.clone();
+            self.wakes.entry(account).or_default().push(Arc::clone(&worker.wake));
         }
         true
     }

@@ -5,41 +5,89 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
-use stage0_contract::{AccountId, DELIVERED_MEMBERS, LineHash, LineType, Verdict, WebhookFilters, is_same_environment};
+use stage0_contract::{AccountId, LineHash, LineType, Verdict, WebhookFilters, is_same_environment};
 use uuid::Uuid;
+
+mod decision;
+
+use decision::Delivered;
 
 /// The prefix of a decision's event id, before its `request_id`.
 pub(crate) const DECISION: &str = "dec_";
-/// An event before it has its sequence number.
+const SEQUENCE: &str = "sequence";
+const TYPICAL_BODY_BYTES: usize = 2 << 10;
+
+/// An event before it has its sequence number: all that endpoints of an account share.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Event {
     pub(crate) id: String,
     pub(crate) recorded_at: Timestamp,
+    /// In seconds since 1970.
+    expires_at: i64,
     kind: LineType,
-    data: Map<String, Value>,
+    verdict: Option<Verdict>,
+    environment: Option<String>,
+    /// The body up to the sequence number, and what follows it.
+    body: (Vec<u8>, Vec<u8>),
 }
 
 impl Event {
     /// The event of a log line; none if the line has expired, is past retention, or is not an event.
     pub(crate) fn of(line: &[u8], now: Timestamp, horizon: Timestamp) -> Option<Self> {
+        Self::parse(line).filter(|event| event.is_kept(now, horizon))
+    }
+
+    /// The event of a log line, however old; none if the line is not an event.
+    pub(crate) fn parse(line: &[u8]) -> Option<Self> {
+        match Delivered::of(line) {
+            Some(decision) => Self::of_decision(&decision, line),
+            None => Self::of_other(line),
+        }
+    }
+
+    fn of_decision(decision: &Delivered, line: &[u8]) -> Option<Self> {
+        let recorded_at = decision.text("recorded_at")?.parse().ok()?;
+        // The hash lets a receiver follow the chain from event to event.
+        let (hash, sequence) = (hash(line), Value::Null);
+        let members = decision.members().chain([("hash", &hash), (SEQUENCE, &sequence)]);
+        Some(Self {
+            id: format!("{DECISION}{}", decision.text("request_id")?),
+            recorded_at,
+            expires_at: decision.get("expires_at")?.as_i64()?,
+            kind: LineType::Decision,
+            verdict: Verdict::parse(decision.text("verdict").unwrap_or_default()),
+            environment: decision.text("environment").map(str::to_owned),
+            body: body_around_sequence(LineType::Decision, recorded_at, members).ok()?,
+        })
+    }
+
+    fn of_other(line: &[u8]) -> Option<Self> {
         let members: Map<String, Value> = serde_json::from_slice(line).ok()?;
-        let kind: LineType = serde_json::from_value(members.get("type")?.clone()).ok()?;
+        let kind = LineType::deserialize(members.get("type")?).ok()?;
         let recorded_at: Timestamp = members.get("recorded_at")?.as_str()?.parse().ok()?;
         let expires_at = members.get("expires_at")?.as_i64()?;
-        if expires_at <= now.as_second() || recorded_at < horizon {
-            return None;
-        }
         let text = |name: &str| members.get(name).and_then(Value::as_str);
-        let (id, data) = match kind {
-            LineType::Decision => (format!("{DECISION}{}", text("request_id")?), decision(members, line)),
+        let (id, mut data) = match kind {
+            // A line of two types.
+            LineType::Decision => return None,
             mark if mark.is_mark() => {
                 (format!("mark_{}_{}", text("account")?, members.get("number")?.as_u64()?), self::mark(members, line)?)
             }
             // Of an approval, a grant or a stop.
             _ => (format!("evt_{}", Uuid::parse_str(text("event_id")?).ok()?), all_members(members, line)),
         };
-        Some(Self { id, recorded_at, kind, data })
+        // A member of that name keeps its place; otherwise it is the last.
+        data.insert(SEQUENCE.to_owned(), Value::Null);
+        let body = body_around_sequence(kind, recorded_at, data.iter().map(|(name, value)| (name.as_str(), value)));
+        let environment = data.get("environment").and_then(Value::as_str).map(str::to_owned);
+        Some(Self { id, recorded_at, expires_at, kind, verdict: None, environment, body: body.ok()? })
+    }
+
+    /// Whether the line has neither expired nor is past retention.
+    pub(crate) fn is_kept(&self, now: Timestamp, horizon: Timestamp) -> bool {
+        self.expires_at > now.as_second() && self.recorded_at >= horizon
     }
 
     pub(crate) fn test(account: &AccountId, id: &str, now: Timestamp) -> Bytes {
@@ -56,48 +104,66 @@ impl Event {
         if !filters.wants(self.kind) {
             return false;
         }
-        let text = |name: &str| self.data.get(name).and_then(Value::as_str);
         let verdict_passes = || {
-            let verdict = Verdict::parse(text("verdict").unwrap_or_default());
-            filters.verdicts.as_ref().is_none_or(|wanted| verdict.is_some_and(|verdict| wanted.contains(&verdict)))
+            let wanted = filters.verdicts.as_ref();
+            wanted.is_none_or(|wanted| self.verdict.is_some_and(|verdict| wanted.contains(&verdict)))
         };
         let is_listed = |environment: &str| {
             let wanted = filters.environments.as_ref();
             wanted.is_none_or(|wanted| wanted.iter().any(|wanted| is_same_environment(environment, wanted)))
         };
         match self.kind {
-            LineType::Decision => verdict_passes() && is_listed(text("environment").unwrap_or_default()),
+            LineType::Decision => verdict_passes() && is_listed(self.environment.as_deref().unwrap_or_default()),
             mark if mark.is_mark() => true,
             // Events of grants and stops name no environment.
-            _ => text("environment").is_none_or(is_listed),
+            _ => self.environment.as_deref().is_none_or(is_listed),
         }
     }
 
     /// INVARIANT: the body of a given line never changes: every attempt sends the same bytes, and so do exporters of
     /// both versions during an upgrade. Members can be added to new lines only (fixtures/bodies).
-    pub(crate) fn body(mut self, sequence: u64) -> Bytes {
-        self.data.insert("sequence".to_owned(), sequence.into());
-        let body = json!({
-            "type": self.kind.as_str(),
-            "timestamp": self.recorded_at.to_string(),
-            "data": self.data,
-        });
-        body.to_string().into()
+    pub(crate) fn body(&self, sequence: u64) -> Bytes {
+        let (head, tail) = &self.body;
+        [head, sequence.to_string().as_bytes(), tail].concat().into()
     }
 }
 
-fn decision(mut members: Map<String, Value>, line: &[u8]) -> Map<String, Value> {
-    let mut data: Map<String, Value> =
-        DELIVERED_MEMBERS.iter().filter_map(|name| Some(((*name).to_owned(), members.remove(*name)?))).collect();
-    // The hash lets a receiver follow the chain from event to event.
-    data.insert("hash".to_owned(), LineHash::of(line).to_string().into());
-    data
+/// The body but for the sequence number, which is the only part that differs between endpoints.
+fn body_around_sequence<'a>(
+    kind: LineType,
+    recorded_at: Timestamp,
+    members: impl Iterator<Item = (&'a str, &'a Value)>,
+) -> serde_json::Result<(Vec<u8>, Vec<u8>)> {
+    let (mut head, mut tail) = (Vec::with_capacity(TYPICAL_BODY_BYTES), Vec::new());
+    head.extend_from_slice(b"{\"type\":");
+    serde_json::to_writer(&mut head, kind.as_str())?;
+    head.extend_from_slice(b",\"timestamp\":");
+    serde_json::to_writer(&mut head, &recorded_at.to_string())?;
+    head.extend_from_slice(b",\"data\":");
+    let (mut part, mut separator) = (&mut head, b'{');
+    for (name, value) in members {
+        part.push(separator);
+        separator = b',';
+        serde_json::to_writer(&mut *part, name)?;
+        part.push(b':');
+        if name == SEQUENCE {
+            part = &mut tail;
+        } else {
+            serde_json::to_writer(&mut *part, value)?;
+        }
+    }
+    part.extend_from_slice(b"}}");
+    Ok((head, tail))
+}
+
+fn hash(line: &[u8]) -> Value {
+    LineHash::of(line).to_string().into()
 }
 
 /// All members of a line about an approval, a grant or a stop: by contract it holds no text of an action.
 fn all_members(mut members: Map<String, Value>, line: &[u8]) -> Map<String, Value> {
     members.shift_remove("type");
-    members.insert("hash".to_owned(), LineHash::of(line).to_string().into());
+    members.insert("hash".to_owned(), hash(line));
     members
 }
 
@@ -105,7 +171,7 @@ fn all_members(mut members: Map<String, Value>, line: &[u8]) -> Map<String, Valu
 fn mark(mut members: Map<String, Value>, line: &[u8]) -> Option<Map<String, Value>> {
     // `swap_remove` puts the last member first: receivers have had this order since the first version.
     members.swap_remove("type");
-    members.insert("hash".to_owned(), LineHash::of(line).to_string().into());
+    members.insert("hash".to_owned(), hash(line));
     members.insert("line".to_owned(), std::str::from_utf8(line).ok()?.into());
     Some(members)
 }
@@ -155,6 +221,23 @@ mod tests {
     }
 
     #[test]
+    fn the_order_of_the_lines_members_does_not_matter_and_a_second_type_makes_it_no_event() {
+        let last = LINE.replacen(r#""type":"decision.recorded","#, "", 1);
+        let last = last.replacen(r#""goal":"tell nobody"}"#, r#""goal":{"a":[1,"}"]}},"type":"decision.recorded""#, 1);
+        let (first, last) = (event(), of(&last).unwrap());
+        assert_eq!((&first.id, first.verdict, &first.environment), (&last.id, last.verdict, &last.environment));
+        let data = |event: &Event| {
+            let mut body: Value = serde_json::from_slice(&event.body(7)).unwrap();
+            body["data"]["hash"].take();
+            body.to_string()
+        };
+        assert_eq!(data(&first), data(&last));
+        assert!(of(&LINE.replacen('{', r#"{"type":"stop.started","#, 1)).is_none());
+        let twice = of(&LINE.replacen('{', r#"{"verdict":"ALLOW","#, 1)).unwrap();
+        assert_eq!(twice.verdict, Some(Verdict::Deny), "the last one counts");
+    }
+
+    #[test]
     fn the_same_event_has_the_same_bytes_at_every_attempt() {
         assert_eq!(event().body(7), event().body(7));
         assert_eq!(event().id, "dec_01a20c2e-c3d7-70ee-bb71-31e8ed670a1b");
@@ -184,6 +267,21 @@ mod tests {
         for (line, body) in kinds {
             let event = Event::of(line.trim_end().as_bytes(), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH).unwrap();
             assert_eq!(std::str::from_utf8(&event.body(17)).unwrap(), body.trim_end());
+        }
+    }
+
+    /// Such as a line of another writer: its bytes are what serialising the whole body gives.
+    #[test]
+    fn the_sequence_number_takes_the_place_of_a_member_of_that_name_and_is_the_last_otherwise() {
+        for members in [r#""sequence":"theirs","b":{"sequence":1.50}"#, r#""b":"é\u00e9\\","sequence":9"#, r#""b":[]"#]
+        {
+            let line = APPROVED.replacen(r#""reason""#, &format!(r#"{members},"reason""#), 1);
+            let mut data: Map<String, Value> = serde_json::from_str(&line).unwrap();
+            data.shift_remove("type");
+            data.insert("hash".to_owned(), LineHash::of(line.as_bytes()).to_string().into());
+            data.insert("sequence".to_owned(), 17.into());
+            let whole = json!({"type": "approval.approved", "timestamp": "2026-01-01T00:00:01Z", "data": data});
+            assert_eq!(of(&line).unwrap().body(17), whole.to_string());
         }
     }
 

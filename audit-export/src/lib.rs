@@ -22,6 +22,7 @@ mod lag;
 mod maintenance;
 mod marks;
 mod metrics;
+mod reads;
 mod replays;
 mod send;
 mod shared;
@@ -43,6 +44,7 @@ use crate::clock::Clock;
 use crate::egress::{Egress, Resolver, TrustError};
 use crate::endpoints::{Directory, Endpoints};
 use crate::maintenance::Maintenance;
+use crate::reads::LogReads;
 use crate::shared::Shared;
 
 /// An exporter that is connected.
@@ -87,7 +89,8 @@ impl AuditExport {
         stage0_backplane::clock::start();
         let clock = Clock::new(Arc::new(Clocks::now));
         let worker_id = delivery_worker::new_id();
-        let shared = Shared { backplane, egress, worker_id, lag: LagTracker::default(), clock };
+        let (lag, reads) = (LagTracker::default(), LogReads::default());
+        let shared = Shared { backplane, egress, worker_id, lag, clock, reads };
         Ok(Self { shared: Arc::new(shared), config })
     }
 

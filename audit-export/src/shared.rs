@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::egress::Egress;
 use crate::lag::LagTracker;
+use crate::reads::LogReads;
 
 pub(crate) struct Shared {
     pub(crate) backplane: Backplane,
@@ -19,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) worker_id: Uuid,
     pub(crate) lag: LagTracker,
     pub(crate) clock: Clock,
+    pub(crate) reads: LogReads,
 }
 
 impl Shared {

@@ -1,19 +1,24 @@
 //! The lease of an endpoint: the right to deliver its events, which is part of its stored cursor.
 //!
-//! Each change of the lease is one compare-and-swap of the cursor, so two workers never both hold it.
+//! Each change of the lease is one compare-and-swap of the cursor, so two workers never both hold it. What the last
+//! stored cursor holds is sent while the next one is stored.
+//! INVARIANT: one store runs at a time, and a number counts as stored, and the lease as renewed, once it has succeeded.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
+use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use stage0_backplane::{PutError, Revision};
+use stage0_backplane::{BoxFuture, PutError, Revision};
 use stage0_contract::WebhookId;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::complete::FinishedAttempt;
+use super::read::Reading;
 use super::{DeliveryWorker, ERROR_RETRY_DELAY, Ended, POLL_INTERVAL, jittered, random};
 use crate::cursor::{Cursor, LeaseHolder};
 use crate::lag::{EndpointLag, LagHandle};
@@ -29,7 +34,7 @@ pub(super) const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(3);
 /// How often the cursor is stored while deliveries complete. What completed since is sent again after a crash.
 pub(super) const STORE_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two stores that a few new numbers cause, for each 64 KiB of the cursor.
-const MIN_NUMBERING_INTERVAL: Duration = Duration::from_millis(25);
+pub(super) const MIN_NUMBERING_INTERVAL: Duration = Duration::from_millis(25);
 /// This many new numbers are stored at once: a backlog never waits.
 const MAX_UNSTORED_NUMBERS: u64 = 64;
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,17 +54,24 @@ pub(super) struct Lease {
     pub(super) stored_bytes: usize,
     pub(super) attempts: JoinSet<FinishedAttempt>,
     pub(super) in_flight: HashSet<u64>,
-    pub(super) caught_up: bool,
-    /// Reads alternate between the log and a replay.
-    pub(super) replay_next: bool,
+    pub(super) reading: Reading,
+    /// Changed since the last store began.
     pub(super) changed: bool,
+    /// When the last store that succeeded began.
     pub(super) stored_at: Instant,
+    pub(super) storing: Option<Storing>,
     pub(super) polled_at: Instant,
     pub(super) paced_until: Instant,
     pub(super) held_back: bool,
-    /// The log cannot be read since this time, so older events may exist that are not in the cursor.
-    pub(super) unread_since: Option<Timestamp>,
     pub(super) lag: LagHandle,
+}
+
+/// The cursor on its way to the state store.
+pub(super) struct Storing {
+    put: BoxFuture<'static, Result<Revision, PutError>>,
+    began: Instant,
+    unstored_from: u64,
+    bytes: usize,
 }
 
 pub(super) struct Body {
@@ -116,47 +128,86 @@ impl DeliveryWorker {
         }
     }
 
+    /// Stores the cursor, with everything that is in it now.
     pub(super) async fn renew(&self, lease: &mut Lease) -> Result<(), Ended> {
-        let until = Timestamp::now().checked_add(SignedDuration::try_from(LEASE_TTL).unwrap_or_default());
-        lease.cursor.holder = until.ok().map(|until| LeaseHolder { worker: self.shared.worker_id, until });
-        self.store(lease).await
+        self.finish_storing(lease).await?;
+        self.begin_renewal(lease)?;
+        self.finish_storing(lease).await
     }
 
-    async fn store(&self, lease: &mut Lease) -> Result<(), Ended> {
+    /// Begins to store the cursor. No other store may run.
+    pub(super) fn begin_renewal(&self, lease: &mut Lease) -> Result<(), Ended> {
+        let until = Timestamp::now().checked_add(SignedDuration::try_from(LEASE_TTL).unwrap_or_default());
+        lease.cursor.holder = until.ok().map(|until| LeaseHolder { worker: self.shared.worker_id, until });
+        self.begin_storing(lease)
+    }
+
+    fn begin_storing(&self, lease: &mut Lease) -> Result<(), Ended> {
         let id = self.endpoint.borrow().webhook.id.clone();
         let began = Instant::now();
         let value = serde_json::to_vec(&lease.cursor).map_err(|error| {
             tracing::error!(webhook = %id, error = &error as &dyn Error, "cursor cannot be written");
             Ended::LeaseLost
         })?;
-        let unstored_from = lease.cursor.next_sequence();
-        let stored_bytes = value.len();
-        let state_store = &self.shared.backplane.state_store;
-        let deadline = Shared::store_deadline();
-        match state_store.put(&cursor_key(&id), value.into(), lease.revision, Some(CURSOR_TTL), deadline).await {
+        let (unstored_from, bytes) = (lease.cursor.next_sequence(), value.len());
+        let (shared, revision, deadline) = (Arc::clone(&self.shared), lease.revision, Shared::store_deadline());
+        let put = Box::pin(async move {
+            let state_store = &shared.backplane.state_store;
+            state_store.put(&cursor_key(&id), value.into(), revision, Some(CURSOR_TTL), deadline).await
+        });
+        lease.changed = false;
+        lease.storing = Some(Storing { put, began, unstored_from, bytes });
+        Ok(())
+    }
+
+    /// Waits for the store that runs, if there is one.
+    async fn finish_storing(&self, lease: &mut Lease) -> Result<(), Ended> {
+        if lease.storing.is_none() {
+            return Ok(());
+        }
+        let stored = store_result(&mut lease.storing).await;
+        self.note_stored(lease, stored).await
+    }
+
+    /// Takes the result of the store that ran.
+    pub(super) async fn note_stored(&self, lease: &mut Lease, stored: Result<Revision, PutError>) -> Result<(), Ended> {
+        let Some(Storing { put: _, began, unstored_from, bytes }) = lease.storing.take() else { return Ok(()) };
+        let webhook = || self.endpoint.borrow().webhook.id.clone();
+        match stored {
             Ok(revision) => {
                 lease.revision = Some(revision);
-                lease.changed = false;
                 lease.stored_at = began;
                 lease.unstored_from = unstored_from;
-                lease.stored_bytes = stored_bytes;
+                lease.stored_bytes = bytes;
                 Ok(())
             }
             Err(PutError::Conflict) => {
-                tracing::info!(webhook = %id, "another worker took the endpoint over");
+                tracing::info!(webhook = %webhook(), "another worker took the endpoint over");
                 Err(Ended::LeaseLost)
             }
             Err(error @ PutError::Failed(_)) => {
                 // It may have been stored under a revision that is not known here: the cursor must be read again.
-                tracing::warn!(webhook = %id, error = &error as &dyn Error, "cursor could not be stored");
+                tracing::warn!(webhook = %webhook(), error = &error as &dyn Error, "cursor could not be stored");
                 tokio::time::sleep(ERROR_RETRY_DELAY).await;
                 Err(Ended::LeaseLost)
             }
         }
     }
 
+    /// Ends what a lost lease had running. A store is not cut off.
+    pub(super) async fn abandon(&self, mut lease: Lease) {
+        lease.attempts.abort_all();
+        if lease.storing.is_some() {
+            // Whatever its outcome, the cursor is read again.
+            let _ = store_result(&mut lease.storing).await;
+        }
+    }
+
     /// Completes the attempts in flight, then stores the cursor without a lease holder.
     pub(super) async fn release(mut self, mut lease: Lease) {
+        if self.finish_storing(&mut lease).await.is_err() {
+            return;
+        }
         let completed = async {
             while let Some(finished) = lease.attempts.join_next().await {
                 if let Ok(attempt) = finished {
@@ -171,7 +222,7 @@ impl DeliveryWorker {
         }
         lease.cursor.holder = None;
         // A lease that cannot be released expires.
-        if self.store(&mut lease).await.is_ok() {
+        if self.begin_storing(&mut lease).is_ok() && self.finish_storing(&mut lease).await.is_ok() {
             tracing::info!(webhook = %self.endpoint.borrow().webhook.id, "endpoint is free for another worker");
         }
     }
@@ -188,14 +239,13 @@ impl Lease {
             stored_bytes: 0,
             attempts: JoinSet::new(),
             in_flight: HashSet::new(),
-            caught_up: false,
-            replay_next: false,
+            reading: Reading::default(),
             changed: true,
             stored_at: now,
+            storing: None,
             polled_at: now.checked_sub(POLL_INTERVAL).unwrap_or(now),
             paced_until: now,
             held_back: false,
-            unread_since: None,
             lag,
         }
     }
@@ -205,10 +255,13 @@ impl Lease {
     }
 
     pub(super) fn wants_to_read(&self) -> bool {
-        !self.caught_up && self.cursor.wants_more()
+        !self.reading.caught_up && self.cursor.wants_more()
     }
 
     pub(super) fn is_store_due(&self) -> bool {
+        if self.storing.is_some() {
+            return false;
+        }
         let elapsed = self.stored_at.elapsed();
         elapsed >= LEASE_RENEW_INTERVAL
             || (self.changed && elapsed >= STORE_INTERVAL)
@@ -223,8 +276,16 @@ impl Lease {
 
     pub(super) fn endpoint_lag(&self) -> EndpointLag {
         let known = self.cursor.endpoint_lag();
-        let earliest = |at: Option<Timestamp>| at.into_iter().chain(self.unread_since).min();
+        let earliest = |at: Option<Timestamp>| at.into_iter().chain(self.reading.unread_since).min();
         EndpointLag { oldest: earliest(known.oldest), untried: earliest(known.untried) }
+    }
+}
+
+/// The result of the store that runs; pending while none does.
+pub(super) async fn store_result(storing: &mut Option<Storing>) -> Result<Revision, PutError> {
+    match storing {
+        Some(storing) => storing.put.as_mut().await,
+        None => pending().await,
     }
 }
 

@@ -18,7 +18,8 @@ use stage0_contract::{Host, WebhookUrl};
 const USER_AGENT: &str = concat!("stage0/", env!("CARGO_PKG_VERSION"));
 const MAX_CLIENTS: u64 = 256;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_IDLE_CONNECTIONS: usize = 4;
+/// As many as one endpoint's attempts use at once, so that a burst opens none that the last one closed.
+const MAX_IDLE_CONNECTIONS: usize = 16;
 /// Addresses that a client tries; all addresses of a name are checked.
 const MAX_ADDRESSES: usize = 16;
 
