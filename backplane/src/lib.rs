@@ -30,8 +30,9 @@ pub use log::{
 };
 pub use notices::{Event, Notices, PublishError, RawSubscription, Subscription};
 pub use requests::{
-    Content, IncomingRequest, LocalRequests, NotReady, RawRequest, Replier, Reply, RequestError, RequestQueue,
-    RequestStream, Requests, Responder, ServeError, SharedValue, Unparsed, UnparsedRequest, parse_request,
+    Content, IncomingRequest, LocalRequests, NotReady, NotTaken, RawRequest, Replier, Reply, RequestError,
+    RequestQueue, RequestStream, Requests, Responder, ServeError, SharedValue, Unparsed, UnparsedRequest,
+    parse_request,
 };
 pub use state_store::{Added, ListError, MAX_CONCURRENT_LISTS, PutError, Record, RecordPage, Revision, StateStore};
 pub use store_clock::{

@@ -115,8 +115,11 @@ pub trait Replier: Send {
     fn reply(self: Box<Self>, reply: Bytes) -> BoxFuture<'static, ()>;
 
     /// Hands a value to a requester that takes one; otherwise it comes back, to be sent as bytes.
-    fn reply_value(self: Box<Self>, value: Box<dyn Any + Send>) -> Result<(), (Box<dyn Replier>, Box<dyn Any + Send>)>;
+    fn reply_value(self: Box<Self>, value: Box<dyn Any + Send>) -> Result<(), NotTaken>;
 }
+
+/// A replier that takes no values, and the value.
+pub type NotTaken = (Box<dyn Replier>, Box<dyn Any + Send>);
 
 /// One request that is not typed yet.
 pub struct RawRequest {

@@ -1,12 +1,16 @@
 //! A real nats-server for tests, and small disks. The server ends when the value is dropped, also when the test panics.
 //!
-//! Runs a binary (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`), or without one a container of
-//! `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set). `STAGE0_TEST_NATS` set to `binary` or `container` forces one of
+//! Runs a binary (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`), or without one, with the feature `containers`, a
+//! container of `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set). `STAGE0_TEST_NATS` set to `binary` or `container` forces one of
 //! them. Does not skip: if neither is available the test fails and says what to do.
 
 // Test code that several packages share.
 #![allow(clippy::expect_used, clippy::panic)]
 
+#[cfg(feature = "containers")]
+mod container;
+#[cfg(not(feature = "containers"))]
+#[path = "testing/no_container.rs"]
 mod container;
 mod disk;
 mod process;
@@ -82,13 +86,13 @@ impl NatsServer {
 
     /// Its address, which stays the same after a restart.
     pub fn url(&self) -> String {
-        let ports = either!(&self.runs, server => server.ports);
+        let ports = either!(&self.runs, server => server.ports());
         format!("nats://127.0.0.1:{}", ports.clients)
     }
 
     /// Its monitor's address (`/jsz`, `/healthz`), which stays the same after a restart.
     pub fn monitor(&self) -> String {
-        let ports = either!(&self.runs, server => server.ports);
+        let ports = either!(&self.runs, server => server.ports());
         format!("http://127.0.0.1:{}", ports.monitor)
     }
 

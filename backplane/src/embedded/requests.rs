@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Bus, Connection, Waiting};
 use crate::{
-    BoxFuture, Content, LocalRequests, MAX_MESSAGE_BYTES, NotReady, RawRequest, Replier, Reply, RequestError,
+    BoxFuture, Content, LocalRequests, MAX_MESSAGE_BYTES, NotReady, NotTaken, RawRequest, Replier, Reply, RequestError,
     RequestQueue, Requests, ServeError, SharedValue,
 };
 
@@ -258,7 +258,7 @@ impl Replier for OneshotReplier {
         })
     }
 
-    fn reply_value(self: Box<Self>, value: Box<dyn Any + Send>) -> Result<(), (Box<dyn Replier>, Box<dyn Any + Send>)> {
+    fn reply_value(self: Box<Self>, value: Box<dyn Any + Send>) -> Result<(), NotTaken> {
         if !self.takes_value {
             return Err((self, value));
         }

@@ -30,8 +30,8 @@ use super::sealing::{Context, MessagePart, Opening, PublicKey, SealingKeys, seal
 use super::waiters::{Check, Token};
 use super::{Connection, MessageAuth};
 use crate::{
-    BoxFuture, Content, MAX_MESSAGE_BYTES, NotReady, RawRequest, Replier, RequestError, RequestQueue, Requests,
-    ServeError,
+    BoxFuture, Content, MAX_MESSAGE_BYTES, NotReady, NotTaken, RawRequest, Replier, RequestError, RequestQueue,
+    Requests, ServeError,
 };
 
 const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -453,7 +453,7 @@ impl ReplyTo {
 }
 
 impl Replier for ReplyTo {
-    fn reply_value(self: Box<Self>, value: Box<dyn Any + Send>) -> Result<(), (Box<dyn Replier>, Box<dyn Any + Send>)> {
+    fn reply_value(self: Box<Self>, value: Box<dyn Any + Send>) -> Result<(), NotTaken> {
         Err((self, value))
     }
 

@@ -31,7 +31,7 @@ const ATTEMPTS: usize = 5;
 
 pub(super) struct Container {
     container: Option<ContainerAsync<GenericImage>>,
-    pub(super) ports: Ports,
+    ports: Ports,
 }
 
 impl Container {
@@ -48,6 +48,10 @@ impl Container {
         let server = Self { container: Some(container), ports };
         server.greeted().await;
         server
+    }
+
+    pub(super) fn ports(&self) -> Ports {
+        self.ports
     }
 
     pub(super) fn kill(&mut self) {

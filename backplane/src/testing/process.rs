@@ -18,7 +18,7 @@ pub(super) struct Process {
     store: Option<PathBuf>,
     settings: String,
     process: Option<Child>,
-    pub(super) ports: Ports,
+    ports: Ports,
 }
 
 impl Process {
@@ -28,6 +28,10 @@ impl Process {
         let mut server = Self { binary, directory, store, settings, process: None, ports };
         server.launch().await;
         server
+    }
+
+    pub(super) fn ports(&self) -> Ports {
+        self.ports
     }
 
     pub(super) fn kill(&mut self) {
