@@ -7,10 +7,11 @@ use anyhow::Context as _;
 use stage0_contract::AccountId;
 
 use crate::environments::Environments;
-use crate::load::{Endpoint, Pace, Target};
+use crate::load::{Endpoint, Target};
+use crate::pace::Pace;
 use crate::product::{Installation, Log};
 use crate::receiver::Receiver;
-use crate::report::{Report, Row};
+use crate::report::{HalfRate, Report, Row};
 use crate::request::{CheckRequest, Runs};
 use crate::{Compare, floors, turn, webhooks};
 
@@ -30,12 +31,13 @@ struct Way {
 
 const DISCARDED: Way =
     Way { label: "records discarded", log: Log::Discarded, webhook: false, runs: Runs::Nameless, limit: None };
+const WEBHOOK: &str = "recorded, webhook";
 const RECORDED: Way = Way { label: "recorded", log: Log::Stored, ..DISCARDED };
 /// `c0` to `c7`, `d0` to `d7` and `e0` to `e7`.
 const WAYS: [Way; 8] = [
     DISCARDED,
     RECORDED,
-    Way { label: "recorded, webhook", webhook: true, ..RECORDED },
+    Way { label: WEBHOOK, webhook: true, ..RECORDED },
     Way { label: "recorded, run state", runs: Runs::OfLine, ..RECORDED },
     Way { label: "recorded, quotas", limit: Some(UNREACHABLE_QUOTA), ..RECORDED },
     Way { label: "recorded, both", runs: Runs::OfLine, limit: Some(UNREACHABLE_QUOTA), ..RECORDED },
@@ -75,20 +77,45 @@ pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
     for repeat in 0..settings.repeats {
         for Contestant { target, row } in &mut entered {
             let taken = target.turn(Pace::AsAnswered, time).await;
-            row.add(time, taken.with_context(|| row.name.clone())?);
-            drain(&receiver).await;
+            row.add(&taken.with_context(|| row.name.clone())?)?;
+            webhooks::drain(&receiver).await;
         }
         eprintln!("turn {} of {} is over", repeat + 1, settings.repeats);
     }
-    let rows = entered.into_iter().map(|contestant| contestant.row).collect();
+    let half_rates = at_half_rate(settings, &mut entered, &receiver).await?;
+    let rows: Vec<_> = entered.into_iter().map(|contestant| contestant.row).collect();
     let deliveries =
         if settings.only.is_empty() { webhooks::compare(&recorded, &receiver, time * 2).await? } else { Vec::new() };
-    Ok(Report::new(settings, rows, deliveries))
+    Ok(Report::new(settings, &rows, &half_rates, deliveries))
+}
+
+/// Recorded checks at half of their maximum, with a webhook and without, where both take part.
+async fn at_half_rate(
+    settings: &Compare,
+    entered: &mut [Contestant],
+    receiver: &Receiver,
+) -> anyhow::Result<Vec<HalfRate>> {
+    let mut rows = Vec::new();
+    // Contestants with a webhook follow those without.
+    for index in 1..entered.len() {
+        let Some((before, [with, ..])) = entered.split_at_mut_checked(index) else { continue };
+        let Some(without) = before.last_mut() else { continue };
+        if !(without.row.name.ends_with(RECORDED.label) && with.row.name.ends_with(WEBHOOK)) {
+            continue;
+        }
+        let mut half = HalfRate::new(&with.row.name, without.row.rate() / 2.0)?;
+        for _ in 0..settings.repeats {
+            let time = turn(settings.seconds);
+            webhooks::at_half_rate(&mut half, &mut without.target, &mut with.target, receiver, time).await?;
+        }
+        rows.push(half);
+    }
+    Ok(rows)
 }
 
 impl<'a> Contest<'a> {
     async fn enter_floors(&mut self) -> anyhow::Result<()> {
-        let workers = std::thread::available_parallelism().map_or(2, usize::from);
+        let workers = floors::workers();
         let Environments { tls, ca, nats, .. } = self.environments;
         let body = Runs::Nameless.body(0)?;
         for name in ["a  TLS echo", "b  TLS + NATS echo"] {
@@ -97,7 +124,10 @@ impl<'a> Contest<'a> {
             }
             let address = match name.starts_with('a') {
                 true => floors::tls_echo(tls, workers)?,
-                false => floors::nats_echo(tls, workers, nats).await?,
+                false => {
+                    tokio::spawn(floors::nats_responder(nats).await?);
+                    floors::nats_echo(tls, workers, nats).await?
+                }
             };
             let askings = (0..self.settings.connections).map(|_| CheckRequest::new("/echo", None, &body));
             let target = Target::connect(&Endpoint::new(address, ca)?, askings.collect(), None).await;
@@ -136,31 +166,18 @@ impl<'a> Contest<'a> {
         let mut answered = 0;
         loop {
             let turn = target.turn(Pace::AsAnswered, WARM_UP).await.with_context(|| name.to_owned())?;
-            anyhow::ensure!(!turn.latencies.is_empty(), "{name}: nothing was answered");
-            answered += turn.latencies.len() as u64;
+            anyhow::ensure!(turn.latencies.len() > 0, "{name}: nothing was answered");
+            answered += turn.latencies.len();
             if answered >= checks {
                 break;
             }
         }
-        self.entered.push(Contestant { target, row: Row::new(name) });
+        self.entered.push(Contestant { target, row: Row::new(name)? });
         Ok(())
     }
 
     fn takes_part(&self, name: &str) -> bool {
         let only = &self.settings.only;
         only.is_empty() || only.iter().any(|one| name.starts_with(one.as_str()))
-    }
-}
-
-/// Waits until the deliveries of one contestant are through, so that they do not burden another.
-async fn drain(receiver: &Receiver) {
-    let mut last = receiver.count();
-    loop {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let now = receiver.count();
-        if now == last {
-            return;
-        }
-        last = now;
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::nats::{Connection, KeySet, NatsConfig, Requirement};
-use stage0_backplane::testing::NatsServer;
 use stage0_contract::Role;
 use stage0_gateway::TlsFiles;
 use tempfile::TempDir;
 
+use crate::deployment::Nats;
 use crate::product::{Environment, Installation, of_role};
 
 pub(crate) struct Environments {
@@ -21,7 +21,7 @@ pub(crate) struct Environments {
     pub(crate) on_nats: Installation,
     /// On the same server under another prefix, with authenticated messages.
     pub(crate) authenticated: Installation,
-    _server: NatsServer,
+    _server: Nats,
     _directory: TempDir,
 }
 
@@ -29,7 +29,7 @@ impl Environments {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let (tls, ca) = stage0_gateway::dev_tls(&directory.path().join("tls"))?;
-        let server = NatsServer::start().await;
+        let server = Nats::start(directory.path()).await?;
         let nats = NatsConfig::new(server.url(), "bench");
         Connection::open(&nats).await?.prepare_log(1).await?;
         let new_dir = |name: &str| {
@@ -40,7 +40,7 @@ impl Environments {
         let bus = Bus::open(&embedded)?;
         let embedded = Installation::start(Environment::Embedded(bus), &embedded, tls.clone()).await?;
         let place = Environment::Nats(Box::new(nats.clone()), None);
-        let on_nats = Installation::start(place, &new_dir("nats")?, tls.clone()).await?;
+        let on_nats = Installation::start(place, &new_dir("on-nats")?, tls.clone()).await?;
         let keys = Arc::new(KeySet::create(Requirement::Always)?);
         let other = NatsConfig { prefix: "s1".to_owned(), ..nats.clone() };
         Connection::open(&of_role(&other, Some(&keys), Role::AuditExport)?).await?.prepare_log(1).await?;

@@ -13,7 +13,8 @@ use stage0_contract::{ApiKey, ApiKeyError};
 use tokio::task::JoinSet;
 
 use crate::environments::Environments;
-use crate::load::{Endpoint, Pace, Target};
+use crate::load::{Endpoint, Target};
+use crate::pace::Pace;
 use crate::product::Log;
 use crate::request::{CheckRequest, Runs};
 use crate::{Flood, turn};
@@ -60,7 +61,7 @@ pub(crate) async fn flood(settings: &Flood) -> anyhow::Result<Report> {
         let askings = (0..settings.connections).map(|line| CheckRequest::check(&served.key, Runs::Nameless, line));
         let askings = askings.collect::<Result<_, _>>()?;
         let mut good = Target::connect(&endpoint, askings, Some(r#""verdict":"ALLOW""#)).await?;
-        good.turn(Pace::PerSecond(settings.rate), WARM_UP).await.with_context(|| name)?;
+        good.turn(Pace::PerSecond(settings.rate.into()), WARM_UP).await.with_context(|| name)?;
         fields.push(Contest { endpoint, good, row: Row::new(name), sent: 0 });
     }
     for repeat in 0..settings.repeats {
@@ -74,14 +75,14 @@ pub(crate) async fn flood(settings: &Flood) -> anyhow::Result<Report> {
 
 impl Contest {
     async fn take_turns(&mut self, settings: &Flood) -> anyhow::Result<()> {
-        let (pace, time) = (Pace::PerSecond(settings.rate), turn(settings.seconds));
-        self.row.alone.add(self.good.turn(pace, time).await?);
+        let (pace, time) = (Pace::PerSecond(settings.rate.into()), turn(settings.seconds));
+        self.row.alone.add(&self.good.turn(pace, time).await?);
         let first = self.sent;
         self.sent += u64::from(settings.bad) * time.as_secs();
         let bad = send_bad_keys(&self.endpoint, first..self.sent, settings, &mut self.row.told);
         let (good, bad) = tokio::join!(self.good.turn(pace, time), bad);
         bad?;
-        self.row.flooded.add(good?);
+        self.row.flooded.add(&good?);
         tokio::time::sleep(SETTLE_DELAY).await;
         Ok(())
     }

@@ -1,11 +1,16 @@
 //! The floors: what TLS, JSON and a request over NATS cost without the product.
+//!
+//! They serve within this program, or as processes of their own, whose CPU time is then comparable with that of the
+//! product's processes.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use actix_web::web::{Bytes, Data, Json, ServiceConfig, post};
 use actix_web::{App, HttpResponse, HttpServer};
+use clap::Subcommand;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,6 +24,19 @@ use tokio::time::{Duration, Instant};
 
 /// Connections idle while others have their turn.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3_600);
+
+/// What a floor's process says first, before its address.
+pub(crate) const SERVES: &str = "floor serves";
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Floor {
+    /// Answers JSON over TLS with itself
+    Tls { tls_dir: PathBuf },
+    /// Does the same with a request over NATS in between
+    Asker { tls_dir: PathBuf, nats: String },
+    /// Answers requests over NATS with themselves
+    Responder { nats: String },
+}
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Echo {
@@ -39,16 +57,21 @@ pub(crate) fn tls_echo(tls: &TlsFiles, workers: usize) -> anyhow::Result<SocketA
     })
 }
 
-/// Does the same with a request to an echo server over NATS in between; one connection for each worker.
-pub(crate) async fn nats_echo(tls: &TlsFiles, workers: usize, nats: &NatsConfig) -> anyhow::Result<SocketAddr> {
+/// Answers requests over NATS with themselves, until the connection ends.
+pub(crate) async fn nats_responder(nats: &NatsConfig) -> anyhow::Result<impl Future<Output = ()> + use<>> {
     let responder = Backplane::connect(nats).await?;
     let mut inbox = responder.requests.serve::<Echo>().await?;
-    tokio::spawn(async move {
+    Ok(async move {
+        let _open = responder;
         while let Some(question) = inbox.next().await {
             let reply = Echo { body: question.request.body.clone() };
             question.answer(&reply).await;
         }
-    });
+    })
+}
+
+/// Does the same as [`tls_echo`] with a request to a responder in between; one connection for each worker.
+pub(crate) async fn nats_echo(tls: &TlsFiles, workers: usize, nats: &NatsConfig) -> anyhow::Result<SocketAddr> {
     let mut askers = Vec::new();
     for _ in 0..workers {
         askers.push(Backplane::connect(nats).await?);
@@ -60,6 +83,32 @@ pub(crate) async fn nats_echo(tls: &TlsFiles, workers: usize, nats: &NatsConfig)
         }
         app.route("/echo", post().to(ask));
     })
+}
+
+/// Runs one floor in this process until it is killed; says on standard output that it serves, and where.
+pub(crate) async fn run_floor(floor: &Floor) -> anyhow::Result<()> {
+    let workers = workers();
+    let nats = |url: &String| NatsConfig::new(url, "bench");
+    match floor {
+        Floor::Tls { tls_dir } => {
+            println!("{SERVES} {}", tls_echo(&stage0_gateway::dev_tls(tls_dir)?.0, workers)?);
+        }
+        Floor::Asker { tls_dir, nats: url } => {
+            let tls = stage0_gateway::dev_tls(tls_dir)?.0;
+            println!("{SERVES} {}", nats_echo(&tls, workers, &nats(url)).await?);
+        }
+        Floor::Responder { nats: url } => {
+            let serving = nats_responder(&nats(url)).await?;
+            println!("{SERVES} {url}");
+            serving.await;
+        }
+    }
+    std::future::pending().await
+}
+
+/// As many as a gateway has.
+pub(crate) fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 fn serve(

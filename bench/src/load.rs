@@ -19,6 +19,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::http_message;
+use crate::pace::{Pace, Schedule};
+use crate::quantiles::Latencies;
 use crate::request::{CheckRequest, find};
 
 #[derive(Clone)]
@@ -38,18 +40,12 @@ pub(crate) struct Target {
     wanted: Option<&'static str>,
 }
 
-#[derive(Default)]
 pub(crate) struct Turn {
-    pub(crate) latencies: Vec<Duration>,
+    pub(crate) latencies: Latencies,
     /// How many answers were 503, because there was none in time.
     pub(crate) refused: u64,
-}
-
-#[derive(Clone, Copy)]
-pub(crate) enum Pace {
-    AsAnswered,
-    /// All connections together at this rate a second, whatever the answers.
-    PerSecond(u32),
+    /// Until the last answer: longer than the turn if requests that were due had to wait.
+    pub(crate) elapsed: Duration,
 }
 
 impl Endpoint {
@@ -89,34 +85,34 @@ impl Target {
     }
 
     pub(crate) async fn turn(&mut self, pace: Pace, time: Duration) -> anyhow::Result<Turn> {
-        let (began, count, wanted) = (Instant::now(), self.lines.len(), self.wanted);
-        let tasks = std::mem::take(&mut self.lines).into_iter().enumerate().map(|(index, (mut line, mut request))| {
+        let (began, wanted) = (Instant::now(), self.wanted);
+        let lines = std::mem::take(&mut self.lines);
+        let tasks = pace.begin(lines.len(), time).into_iter().zip(lines).map(|(schedule, (mut line, mut request))| {
             tokio::spawn(async move {
-                let turn = line.turn(&mut request, wanted, |step| pace.due(index, count, step), began, time).await?;
+                let turn = line.turn(&mut request, wanted, &schedule).await?;
                 anyhow::Ok((line, request, turn))
             })
         });
-        let mut all = Turn::default();
+        let mut all = Turn::new()?;
         for task in tasks.collect::<Vec<_>>() {
             let (line, request, turn) = task.await??;
             self.lines.push((line, request));
-            all.latencies.extend(turn.latencies);
+            all.latencies.add(&turn.latencies)?;
             all.refused += turn.refused;
         }
+        all.elapsed = began.elapsed().max(time);
         Ok(all)
     }
 }
 
-impl Pace {
-    /// When the `step`th request of one of `count` connections is due, from the start of the turn; none: at once.
-    fn due(self, line: usize, count: usize, step: usize) -> Option<Duration> {
-        match self {
-            Self::AsAnswered => None,
-            Self::PerSecond(rate) => {
-                let before = step.saturating_mul(count).saturating_add(line);
-                Some(Duration::from_secs_f64(before as f64 / f64::from(rate.max(1))))
-            }
-        }
+impl Turn {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { latencies: Latencies::new()?, refused: 0, elapsed: Duration::ZERO })
+    }
+
+    /// Answers a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.latencies.len() as f64 / self.elapsed.as_secs_f64()
     }
 }
 
@@ -125,31 +121,15 @@ impl Line {
         &mut self,
         request: &mut CheckRequest,
         wanted: Option<&str>,
-        due: impl Fn(usize) -> Option<Duration>,
-        began: Instant,
-        time: Duration,
+        schedule: &Schedule,
     ) -> anyhow::Result<Turn> {
-        let (mut turn, mut answered) = (Turn::default(), false);
-        for step in 0.. {
-            let due = due(step).map(|due| began + due);
-            let now = Instant::now();
-            if due.unwrap_or(now).saturating_duration_since(began) >= time {
-                break;
-            }
-            // A request that is due while the connection still waits counts from its due time, so a late answer delays
-            // the next one. A late timer of ours does not count against the contestant.
-            let from = match due {
-                Some(due) if due > now => {
-                    tokio::time::sleep(due - now).await;
-                    Instant::now()
-                }
-                Some(due) => due,
-                None => now,
-            };
+        let (mut turn, mut answered, mut step) = (Turn::new()?, false, 0);
+        while let Some(from) = schedule.wait_for(step).await {
+            step += 1;
             let status = self.ask(request.next()).await?;
             answered = status == 200;
             match status {
-                200 => turn.latencies.push(from.elapsed()),
+                200 => turn.latencies.record(from.elapsed())?,
                 503 => turn.refused += 1,
                 other => bail!("not answered: {other}"),
             }
@@ -165,20 +145,5 @@ impl Line {
         let message = http_message::read(&mut self.stream, &mut self.buffer).await?;
         let status = message.head.strip_prefix("http/1.1 ").and_then(|rest| rest.get(..3)).context("no status")?;
         Ok(status.parse()?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_steady_rate_is_spread_evenly_over_the_connections() {
-        let pace = Pace::PerSecond(500);
-        let mut due: Vec<_> = (0..25).flat_map(|step| (0..4).filter_map(move |line| pace.due(line, 4, step))).collect();
-        due.sort_unstable();
-        let even: Vec<_> = (0..100).map(|step| Duration::from_millis(2 * step)).collect();
-        assert_eq!(due, even);
-        assert_eq!(Pace::AsAnswered.due(3, 4, 9), None);
     }
 }

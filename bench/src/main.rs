@@ -1,5 +1,6 @@
 //! What recording, run state and quotas cost, as ratios against floors of the same run: `cargo run --profile dist -p
-//! stage0-bench -- compare`. What a flood of bad keys costs good traffic: `… -- flood`.
+//! stage0-bench -- compare`. What a flood of bad keys costs good traffic: `… -- flood`. How costs grow with what the
+//! product holds: `… -- growth`. What a long time does to memory: `… -- soak`.
 //!
 //! All contestants are started and then take turns, so that a drift of the machine affects all of them. Uses real parts
 //! only. Load and servers share the machine's cores: only ratios within one run mean something.
@@ -7,27 +8,38 @@
 // A program for people at a terminal.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod chart;
 mod contest;
+mod cost;
+mod deployment;
 mod discard_log;
 mod environments;
 mod flood;
 mod floors;
+mod growth;
 mod guards;
 mod http_message;
 mod load;
+mod pace;
+mod peers;
 mod product;
 mod quantiles;
 mod receiver;
 mod report;
 mod request;
+mod soak;
 mod webhooks;
 
+use std::ffi::OsString;
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
+use chart::Charts;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -49,6 +61,27 @@ enum Command {
     Flood(Flood),
     /// A hook and the MCP guard against a bare check and a bare tool call
     Guard(GuardArgs),
+    /// What costs grow with: rules, accounts, keys, endpoints, retained decisions, processes and runs
+    Growth(growth::GrowthArgs),
+    /// The product beside Cerbos, which `scripts/bench-peers.sh` fetches
+    Peers(peers::PeersArgs),
+    /// A steady load for a long time: memory, open files, errors; then idle connections
+    Soak(soak::SoakArgs),
+    /// Microseconds of CPU for each check in each process, memory, and latencies at fixed rates, embedded and on NATS
+    Cost(cost::CostArgs),
+    /// Serves one of the floors of `cost`
+    #[command(hide = true)]
+    Floor {
+        #[command(subcommand)]
+        floor: floors::Floor,
+    },
+    /// Becomes another program, which ends with this one
+    #[command(hide = true)]
+    Child {
+        parent: u32,
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// The MCP server that `guard` puts behind the guard
     #[command(hide = true)]
     McpEcho,
@@ -84,6 +117,9 @@ pub(crate) struct Compare {
     /// Prints JSON
     #[arg(long)]
     json: bool,
+    /// Writes charts into this directory
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -117,19 +153,57 @@ fn turn(seconds: u64) -> Duration {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let text = match &cli.command {
-        Command::Compare(settings) => render(&runtime.block_on(contest::compare(settings))?, settings.json),
-        Command::Guard(settings) => render(&runtime.block_on(guards::guards(settings))?, settings.json),
+    match &cli.command {
+        Command::Child { parent, command } => return deployment::run_child(*parent, command),
         Command::McpEcho => return guards::echo(),
-        Command::Flood(settings) => render(&runtime.block_on(flood::flood(settings))?, settings.json),
-    };
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let text = runtime.block_on(async {
+        tokio::select! {
+            text = run(cli.command) => text,
+            // Processes and directories of a measurement are removed.
+            () = stopped() => Err(anyhow::anyhow!("stopped")),
+        }
+    });
     // The servers of this process end with it.
     runtime.shutdown_background();
     println!("{}", text?);
     Ok(())
 }
 
-fn render(report: &(impl Serialize + Display), json: bool) -> Result<String, serde_json::Error> {
-    if json { serde_json::to_string_pretty(report) } else { Ok(report.to_string()) }
+async fn run(command: Command) -> anyhow::Result<String> {
+    match command {
+        Command::Compare(settings) => draw(&contest::compare(&settings).await?, settings.json, settings.svg.as_deref()),
+        Command::Flood(settings) => render(&flood::flood(&settings).await?, settings.json),
+        Command::Guard(settings) => render(&guards::guards(&settings).await?, settings.json),
+        Command::Growth(settings) => draw(&growth::growth(&settings).await?, settings.json, settings.svg.as_deref()),
+        Command::Peers(settings) => render(&peers::peers(&settings).await?, settings.json),
+        Command::Soak(settings) => draw(&soak::soak(&settings).await?, settings.json, settings.svg.as_deref()),
+        Command::Cost(settings) => draw(&cost::cost(&settings).await?, settings.json, settings.svg.as_deref()),
+        Command::Floor { floor } => floors::run_floor(&floor).await.map(|()| String::new()),
+        Command::Child { .. } | Command::McpEcho => Ok(String::new()),
+    }
+}
+
+async fn stopped() {
+    let interrupted = tokio::signal::ctrl_c();
+    let Ok(mut terminated) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = interrupted => {}
+        _ = terminated.recv() => {}
+    }
+}
+
+/// As [`render`], and the charts as files of this directory.
+fn draw(report: &(impl Serialize + Display + Charts), json: bool, svg: Option<&Path>) -> anyhow::Result<String> {
+    if let Some(directory) = svg {
+        chart::write(directory, &report.charts())
+            .with_context(|| format!("cannot write to {}", directory.display()))?;
+    }
+    render(report, json)
+}
+
+fn render(report: &(impl Serialize + Display), json: bool) -> anyhow::Result<String> {
+    Ok(if json { serde_json::to_string_pretty(report)? } else { report.to_string() })
 }

@@ -1,4 +1,5 @@
-//! Deliveries a second, against a bare loop of POSTs to the same receiver: the same bodies, the same concurrency.
+//! Deliveries a second, against a bare loop of POSTs to the same receiver: the same bodies, the same concurrency. And
+//! what a subscribed webhook costs checks at half of the maximum rate, and how far deliveries lag behind them.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +7,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use stage0_contract::{AccountId, ReplayWebhook};
 
+use crate::load::Target;
+use crate::pace::Pace;
 use crate::product::Installation;
 use crate::receiver::Receiver;
-use crate::report::Deliveries;
+use crate::report::{Deliveries, HalfRate};
 
 /// Concurrent requests to one endpoint, as in the exporter.
 const CONCURRENCY: usize = 16;
@@ -36,6 +39,38 @@ pub(crate) async fn compare(
         rows.push(Deliveries { name: name.to_owned(), delivered, bare });
     }
     Ok(rows)
+}
+
+/// Checks at a fixed rate in turns, without a webhook and with one.
+pub(crate) async fn at_half_rate(
+    half: &mut HalfRate,
+    without: &mut Target,
+    with: &mut Target,
+    receiver: &Receiver,
+    time: Duration,
+) -> anyhow::Result<()> {
+    let pace = Pace::PerSecond(half.per_second);
+    half.without.add(&without.turn(pace, time).await?)?;
+    receiver.take_lags()?;
+    let before = receiver.count();
+    let turn = with.turn(pace, time).await?;
+    half.behind.push(turn.latencies.len().saturating_sub(receiver.count() - before));
+    half.with.add(&turn)?;
+    drain(receiver).await;
+    half.lags.add(&receiver.take_lags()?)
+}
+
+/// Waits until the deliveries of one contestant are through, so that they do not burden another.
+pub(crate) async fn drain(receiver: &Receiver) {
+    let mut last = receiver.count();
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = receiver.count();
+        if now == last {
+            return;
+        }
+        last = now;
+    }
 }
 
 async fn rate(receiver: &Receiver, time: Duration) -> f64 {

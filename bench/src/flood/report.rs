@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::BadKeyAnswers;
 use crate::Flood;
 use crate::load::Turn;
-use crate::quantiles::{median, median_ratio, quantile};
+use crate::quantiles::{median, median_ratio};
 
 #[derive(Default)]
 pub(crate) struct Row {
@@ -23,7 +23,7 @@ pub(super) struct Good {
     p50s: Vec<f64>,
     p99s: Vec<f64>,
     slowest: f64,
-    answered: usize,
+    answered: u64,
     refused: u64,
 }
 
@@ -57,7 +57,7 @@ struct Summary {
     /// Of the slowest turn.
     worst_p99_ms: f64,
     slowest_ms: f64,
-    answered: usize,
+    answered: u64,
     refused: u64,
 }
 
@@ -68,12 +68,11 @@ impl Row {
 }
 
 impl Good {
-    pub(super) fn add(&mut self, turn: Turn) {
-        let Turn { mut latencies, refused } = turn;
-        latencies.sort_unstable();
-        self.p50s.push(quantile(&latencies, 0.5));
-        self.p99s.push(quantile(&latencies, 0.99));
-        self.slowest = self.slowest.max(quantile(&latencies, 1.0));
+    pub(super) fn add(&mut self, turn: &Turn) {
+        let Turn { latencies, refused, .. } = turn;
+        self.p50s.push(latencies.quantile(0.5));
+        self.p99s.push(latencies.quantile(0.99));
+        self.slowest = self.slowest.max(latencies.quantile(1.0));
         self.answered += latencies.len();
         self.refused += refused;
     }
