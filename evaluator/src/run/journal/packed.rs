@@ -144,15 +144,15 @@ mod tests {
         let place = i64::try_from(number).unwrap();
         Allowed {
             operation: id(number),
-            again: (number % 3 == 0).then(|| id(number + 1_000)),
+            again: number.is_multiple_of(3).then(|| id(number + 1_000)),
             at: 1_773_662_400 + place,
             iteration: place,
             calls: place % 2,
             before_micros: place * 10_000,
             estimate_micros: 10_000,
-            settled_micros: (number % 5 == 0).then_some(-place),
-            expired: number % 7 == 0,
-            approved: number % 2 == 0,
+            settled_micros: number.is_multiple_of(5).then_some(-place),
+            expired: number.is_multiple_of(7),
+            approved: number.is_multiple_of(2),
         }
     }
 

@@ -84,7 +84,7 @@ mod tests {
             streaks.note(KEY, Some(rev(at)), rev(at + 1), now);
             streaks.is_long(KEY, rev(at + 1), now)
         };
-        assert_eq!((10..60).position(|at| long(at)), Some(34));
+        assert_eq!((10..60).position(long), Some(34));
     }
 
     #[test]
