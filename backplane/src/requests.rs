@@ -184,7 +184,7 @@ impl dyn Requests + '_ {
         reply
     }
 
-    /// As [`Self::request_until`]. To a server in the same process the request goes as it is; `bytes` is about what it
+    /// As `request_until`. To a server in the same process the request goes as it is; `bytes` is about what it
     /// would take written down.
     pub async fn request_shared<R: Request>(
         &self,

@@ -1,8 +1,8 @@
 //! A real nats-server for tests, and small disks. The server ends when the value is dropped, also when the test panics.
 //!
-//! Runs a binary (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`), or without one, with the feature `containers`, a
-//! container of `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set). `STAGE0_TEST_NATS` set to `binary` or `container` forces one of
-//! them. Does not skip: if neither is available the test fails and says what to do.
+//! Runs a binary (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`), or without one, with the feature
+//! `containers`, a container of `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set). `STAGE0_TEST_NATS` set to `binary`
+//! or `container` forces one of them. Does not skip: if neither is available the test fails and says what to do.
 
 // Test code that several packages share.
 #![allow(clippy::expect_used, clippy::panic)]

@@ -80,7 +80,7 @@ mod tests {
         streaks.note(KEY, Some(rev(4)), rev(5), now);
         assert!(!streaks.is_long(KEY, rev(5), now), "it begins again");
         streaks.lose(KEY, now);
-        let mut long = |at: u64| {
+        let long = |at: u64| {
             streaks.note(KEY, Some(rev(at)), rev(at + 1), now);
             streaks.is_long(KEY, rev(at + 1), now)
         };
