@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stage0_backplane::{PutError, Revision, StateStore};
-use tokio::sync::{OwnedMutexGuard, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Notify, OwnedMutexGuard, oneshot};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::RunState;
 use crate::metrics;
@@ -44,6 +44,9 @@ const JOURNAL_TTL_FACTOR: u32 = 2;
 /// no round.
 const ROUNDS_BETWEEN_GAPS: u64 = 64;
 const TAKE_GAP: Duration = Duration::from_millis(5);
+/// How long a round waits for as many changes as the last one had, if it has half of them or fewer: a synced write
+/// costs about as much for one run as for many.
+const GATHER_TIME: Duration = Duration::from_millis(1);
 
 /// Shared by the shards of a process; any of them stores a round for all.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ pub(crate) struct Journal {
     state: Mutex<State>,
     /// Locked while a round is stored.
     storing: tokio::sync::Mutex<()>,
+    /// As many changes wait as the last round had.
+    filled: Notify,
 }
 
 #[derive(Debug)]
@@ -61,6 +66,8 @@ struct State {
     /// How often other evaluators may have taken runs that this process does not know of yet.
     reloads: u64,
     rounds: u64,
+    /// Changes of the last round.
+    last_round: usize,
     runs: HashMap<String, HeldRun>,
     /// Runs whose records are being written so that they name the journal.
     beginning: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
@@ -121,13 +128,14 @@ impl Journal {
             revision: None,
             reloads: 0,
             rounds: 0,
+            last_round: 0,
             runs: HashMap::new(),
             beginning: HashMap::new(),
             left: Vec::new(),
             waiting: Vec::new(),
             streaks: Streaks::default(),
         };
-        Self { state: Mutex::new(state), storing: tokio::sync::Mutex::new(()) }
+        Self { state: Mutex::new(state), storing: tokio::sync::Mutex::new(()), filled: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -139,6 +147,7 @@ impl Journal {
         if self.is_gap() {
             sleep(TAKE_GAP).await;
         }
+        self.gather().await;
         let Some((mut round, record)) = self.begin_round() else { return };
         let RoundRecord { key, value, revision, deadline } = record;
         let ttl = kept_for.saturating_mul(JOURNAL_TTL_FACTOR);
@@ -165,10 +174,22 @@ impl Journal {
         state.rounds.is_multiple_of(ROUNDS_BETWEEN_GAPS)
     }
 
+    async fn gather(&self) {
+        let filled = self.filled.notified();
+        let is_small = {
+            let state = self.lock();
+            !state.waiting.is_empty() && state.waiting.len() * 2 <= state.last_round
+        };
+        if is_small {
+            drop(timeout(GATHER_TIME, filled).await);
+        }
+    }
+
     fn begin_round(&self) -> Option<(Round<'_>, RoundRecord)> {
         let mut state = self.lock();
         let waiting = std::mem::take(&mut state.waiting);
         let deadline = waiting.iter().map(|waiting| waiting.deadline).max()?;
+        state.last_round = waiting.len();
         let changed = state.runs.values().map(|run| &run.entry).filter(|entry| entry.state.is_some());
         let value = encode(changed.chain(&state.left));
         let record = RoundRecord { key: state.id.key(), value, revision: state.revision, deadline };

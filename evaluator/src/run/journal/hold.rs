@@ -137,6 +137,9 @@ impl Journal {
         (held.state, held.used) = (run, Instant::now());
         let (done, outcome) = oneshot::channel();
         state.waiting.push(Waiting { key: key.to_owned(), deadline, done });
+        if state.waiting.len() >= state.last_round {
+            self.filled.notify_waiters();
+        }
         // The next checks of the run may rest on this change: they are stored after it or not at all.
         drop(hold);
         Ok(outcome)

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::super::records::{Place, StoredRun};
 use super::super::{RunCoordinator, RunState};
 use super::record::RunRecord;
-use super::take;
+use super::{GATHER_TIME, take};
 use crate::config::RunConfig;
 use faulty::{Fault, Faulty};
 
@@ -97,6 +97,28 @@ async fn changes_of_many_held_runs_share_a_write() {
     assert!(after.iter().zip(&before).all(|(after, before)| *after == before + 1));
     // The first one's write, and one for all that came meanwhile.
     assert_eq!(store.puts() - puts, 2);
+}
+
+#[tokio::test]
+async fn a_small_round_waits_for_as_many_runs_as_the_last_one_had_and_not_for_long() {
+    let bus = Bus::new();
+    let store = store(&bus);
+    let one = evaluator(&store);
+    let keys: Vec<String> = (0..4).map(|run| format!("runs.acc.r{run}")).collect();
+    for key in &keys {
+        held(&one, key).await;
+    }
+    let puts = store.puts();
+    let all = || join_all(keys.iter().map(|key| surely_count(&one, key)));
+    all().await;
+    assert_eq!(store.puts() - puts, 2, "the round before had one run: one is stored at once, then the other three");
+    all().await;
+    assert_eq!(store.puts() - puts, 3, "one waits for the others");
+    // The others stay away.
+    let began = Instant::now();
+    surely_count(&one, &keys[0]).await;
+    assert!(began.elapsed() >= GATHER_TIME);
+    assert_eq!(one.journal.lock().last_round, 1, "a run by itself waits once");
 }
 
 #[tokio::test]
