@@ -1,4 +1,4 @@
-//! The engine: decides checks by the rules of one pack on one thread, and shares nothing with other threads.
+//! The engine: decides checks by the rules of one pack on one thread.
 //!
 //! `evaluation` finds which rules are satisfied; here they become a decision, an explanation, or an answer for a
 //! server.
@@ -26,16 +26,16 @@ use crate::redaction::{ActionSummary, redacted_texts};
 use crate::rule::{Outcome, Rule};
 use crate::time_limit::TimeLimit;
 
-/// A pack, parsed for one thread.
+/// A pack and its rules, ready to decide.
 pub struct Engine {
     pack: Arc<Pack>,
-    rules: Rules,
+    rules: Arc<Rules>,
 }
 
 impl Engine {
-    /// Parses the pack's policies again, for this thread alone.
+    /// Parses the pack's policies, unless another engine of the pack has and can share them.
     pub fn new(pack: Arc<Pack>) -> Result<Self, PackError> {
-        Ok(Self { rules: Rules::new(&pack)?, pack })
+        Ok(Self { rules: pack.rules_for_engine()?, pack })
     }
 
     /// The pack whose rules it evaluates.

@@ -1,4 +1,4 @@
-//! The rules of a pack, for one thread: which of them a check satisfies, and which fail.
+//! The rules of a pack: which of them a check satisfies, and which fail.
 //!
 //! Rules are grouped by trigger. Those that could be compiled are evaluated on the facts where they stand; Cedar
 //! evaluates the others, and gets only the attributes that they name. Of a share of the checks Cedar evaluates all.
@@ -27,7 +27,7 @@ pub(crate) const ACTION: &str = r#"Action::"check""#;
 pub(crate) const PRINCIPAL: &str = r#"Agent::"caller""#;
 pub(crate) const RESOURCE: &str = r#"Proposal::"action""#;
 
-/// The rules of one pack, parsed for one thread.
+/// The rules of one pack, parsed for one engine, or for all of them ([`Pack::rules_for_engine`]).
 pub(crate) struct Rules {
     pack: Arc<Pack>,
     buckets: BTreeMap<Trigger, Bucket>,
@@ -59,7 +59,7 @@ struct Policies {
 struct NotAsked;
 
 impl Rules {
-    /// Parses the pack's policies again, because threads that shared them would contend for their reference counts.
+    /// Parses the pack's policies again.
     pub(crate) fn new(pack: &Arc<Pack>) -> Result<Self, PackError> {
         let unparsed = || PackError::of(Fault::new("*.cedar", "the rules cannot be parsed again"));
         let mut buckets: BTreeMap<Trigger, Bucket> = BTreeMap::new();

@@ -28,13 +28,14 @@ pub(crate) mod shape;
 mod weakens;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde_json::{Map, Value};
 use stage0_contract::{FieldError, PolicyVersion, ReadBy};
 
 use crate::compiled::Compiled;
+use crate::evaluation::Rules;
 use crate::facts::{Attributes, CustomTypes, Declared, Groups, RunNeeds};
 use crate::files::{Files, PackError, SCHEMA};
 use crate::rule::Rule;
@@ -88,8 +89,10 @@ pub struct Pack {
     /// What its facts are read by.
     read_by: ReadBy,
     reference: Map<String, Value>,
-    /// The text of each policy file. Every engine parses its own copy.
+    /// The text of each policy file.
     pub(crate) sources: Vec<String>,
+    /// What engines share while any of them is there.
+    shared_rules: Mutex<Weak<Rules>>,
     case_count: usize,
     lineage: Lineage,
 }
@@ -197,6 +200,7 @@ impl Pack {
                     run_needs,
                     read_by,
                     sources,
+                    shared_rules: Mutex::default(),
                     case_count: cases.len(),
                     lineage: Lineage {
                         parent: parent.cloned(),
@@ -229,6 +233,21 @@ impl Pack {
     /// Digests of what its facts are read by. Facts that one pack has read are those of another one with the same.
     pub fn read_by(&self) -> &ReadBy {
         &self.read_by
+    }
+
+    /// Its rules for an engine. If all are compiled, Cedar is asked so rarely that all threads share one copy, which
+    /// takes megabytes. Else each engine has its own, because threads contend for the reference counts of Cedar's.
+    pub(crate) fn rules_for_engine(self: &Arc<Self>) -> Result<Arc<Rules>, PackError> {
+        if self.compiled_count() < self.rules.len() {
+            return Ok(Arc::new(Rules::new(self)?));
+        }
+        let mut shared = self.shared_rules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rules) = shared.upgrade() {
+            return Ok(rules);
+        }
+        let rules = Arc::new(Rules::new(self)?);
+        *shared = Arc::downgrade(&rules);
+        Ok(rules)
     }
 
     /// Whether Cedar evaluates all of its rules, because a compiled one differed.

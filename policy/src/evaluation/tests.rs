@@ -96,3 +96,17 @@ fn a_rule_that_only_cedar_knows_is_evaluated_beside_compiled_ones() {
         assert!(decision.issues.iter().any(|issue| issue.rule == rule), "{rule}: {decision:#?}");
     }
 }
+
+#[test]
+fn engines_share_rules_that_are_all_compiled_and_have_their_own_where_cedar_is_asked() {
+    let pack = Pack::embedded().unwrap();
+    let (one, other) = (pack.rules_for_engine().unwrap(), pack.rules_for_engine().unwrap());
+    assert!(Arc::ptr_eq(&one, &other));
+    let weak = Arc::downgrade(&one);
+    drop((one, other));
+    assert!(weak.upgrade().is_none(), "the pack keeps rules that no engine has");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/every-fact");
+    let pack = Pack::from_dir(&folder).unwrap();
+    assert!(pack.compiled_count() < pack.rules.len());
+    assert!(!Arc::ptr_eq(&pack.rules_for_engine().unwrap(), &pack.rules_for_engine().unwrap()));
+}
