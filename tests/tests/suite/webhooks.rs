@@ -1,6 +1,6 @@
 //! Endpoints over the control API: who may do what with them, and what is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -356,6 +356,27 @@ async fn a_replay_sends_what_was_recorded_then_with_new_numbers() {
     assert!(came.iter().all(|d| events[&d.sequence()] == d.id()), "each has a number of its own");
     assert!(came.iter().all(|d| d.is_signed_by(&secret)));
     assert_eq!(decisions(&events), 14);
+}
+
+/// An endpoint has 256 events on their way at most, so the rest of what was read waits for room.
+#[tokio::test]
+async fn a_replay_that_waits_for_room_at_its_end_sends_the_rest() {
+    const DECISIONS: usize = 265;
+    let stack = Stack::build().private_webhooks().dev().await;
+    let receiver = Receiver::plain().await;
+    let (id, _) = stack.api.webhook(&receiver.url("/in")).await;
+    let from = Timestamp::now();
+    for _ in 0..DECISIONS {
+        stack.api.decide(&Api::harmless()).await;
+    }
+    let replay = json!({"from": from.to_string(), "to": Timestamp::now().to_string()});
+    let decisions = |came: &[stage0_tests::Delivery]| {
+        came.iter().filter(|d| d.id().starts_with("dec_")).map(|d| d.sequence()).collect::<BTreeSet<_>>().len()
+    };
+    let find = |count: usize| move |came: &[_]| (decisions(came) == count).then_some(());
+    receiver.wait_for("every decision", "/in", WAIT_TIMEOUT, find(DECISIONS)).await;
+    stack.api.post(&format!("/v1/webhooks/{id}/replay"), &replay).await.expect(202);
+    receiver.wait_for("every decision once more", "/in", WAIT_TIMEOUT, find(2 * DECISIONS)).await;
 }
 
 #[tokio::test]
