@@ -1,0 +1,100 @@
+//! The bench's commands in their shortest forms, on the binary that the other tests use: that each still runs, that
+//! what it counts adds up, and that a load leaves memory, files and answers as they were.
+//!
+//! Nothing here judges a speed.
+
+// Test code: it may fail loudly.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+
+const CHECKS: u64 = 4_000;
+const IDLE: u64 = 100;
+
+/// Runs a command of the bench with `--json`.
+fn bench(arguments: &[&str]) -> Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stage0-bench"));
+    let output = command.args(arguments).arg("--json").arg("--stage0").arg(stage0()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?} prints no JSON: {error}"))
+}
+
+/// `STAGE0_BIN`, else beside the bench.
+fn stage0() -> PathBuf {
+    if let Some(named) = std::env::var_os("STAGE0_BIN") {
+        return named.into();
+    }
+    let beside = PathBuf::from(env!("CARGO_BIN_EXE_stage0-bench")).with_file_name("stage0");
+    assert!(beside.exists(), "{} is missing: run `cargo build`, or scripts/test.sh", beside.display());
+    beside
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    value[name].as_array().unwrap_or_else(|| panic!("no list `{name}` in {value}"))
+}
+
+/// The long form takes hours: `stage0-bench soak --minutes 600 --max-growth 10`.
+#[test]
+fn a_load_leaves_memory_and_open_files_as_they_were_and_every_check_is_answered_and_delivered() {
+    let checks = CHECKS.to_string();
+    let idle = IDLE.to_string();
+    let report = bench(&[
+        "soak",
+        "--checks",
+        &checks,
+        "--rate",
+        "0",
+        "--connections",
+        "16",
+        "--idle",
+        &idle,
+        "--max-growth",
+        "60",
+    ]);
+    let places = list(&report, "places");
+    assert_eq!(places.len(), 2);
+    for place in places {
+        let answered = place["answered"].as_u64().unwrap();
+        assert!(answered >= CHECKS && place["refused"] == 0, "{place}");
+        // Marks are delivered, too.
+        assert!(place["delivered"].as_u64().unwrap() >= answered, "{place}");
+        for process in list(place, "processes") {
+            let (first, last) = (process["files_first"].as_u64().unwrap(), process["files_last"].as_u64().unwrap());
+            assert!(last <= first + 16, "open files grew: {process}");
+        }
+        assert_eq!(place["idle"]["connections"], IDLE);
+    }
+}
+
+#[test]
+fn every_growth_curve_is_measured_at_its_smallest_size() {
+    let report = bench(&["growth", "--largest", "10", "--seconds", "1"]);
+    let curves = list(&report, "curves");
+    let sizes: Vec<&str> = curves.iter().map(|curve| curve["size"].as_str().unwrap()).collect();
+    for of in ["own rules", "accounts", "keys", "endpoints", "evaluators", "gateways", "runs"] {
+        assert!(sizes.contains(&of), "no curve of {of} in {sizes:?}");
+    }
+    for curve in curves.iter().filter(|curve| !list(curve, "sizes").is_empty()) {
+        for column in list(curve, "columns") {
+            let values = list(column, "values");
+            assert!(values.iter().all(|value| value.as_f64().is_some_and(f64::is_finite)), "{column}");
+        }
+    }
+}
+
+#[test]
+fn a_check_costs_processor_time_in_each_process_and_more_than_its_floor() {
+    let common = ["cost", "--seconds", "1", "--repeats", "1", "--connections", "4", "--fractions", "0.5"];
+    let report = bench(&[&common[..], &["--only", "b,d1"]].concat());
+    let contestants = list(&report, "contestants");
+    let total = |name: &str| {
+        let of = contestants.iter().find(|of| of["name"].as_str().unwrap().starts_with(name));
+        let of = of.unwrap_or_else(|| panic!("no {name} in {report}"));
+        of["maximum"]["cpu_us"].as_f64().unwrap()
+    };
+    assert!(total("d1") > total("b"), "{report}");
+}
