@@ -9,6 +9,7 @@ use clap::{Arg, ArgMatches, Args, Command, CommandFactory as _, Parser, Subcomma
 use clap_complete::Shell;
 use stage0_contract::Scope;
 
+use stage0_runtime::BuildInfo;
 use stage0_runtime::settings::{Absent, Setting};
 
 use crate::out::wrapped;
@@ -50,6 +51,11 @@ use webhooks::WebhooksCommand;
 
 /// Version and commit, as `--version` shows them.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILT_FROM_COMMIT"), ")");
+
+/// What a process that runs as this says of itself.
+pub(crate) const fn build_info(role: &'static str) -> BuildInfo {
+    BuildInfo { version: env!("CARGO_PKG_VERSION"), commit: env!("BUILT_FROM_COMMIT"), role }
+}
 
 pub(crate) const CLIENT_COMMANDS: &[&str] = &[
     "check",

@@ -42,7 +42,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(10);
 
 pub(crate) fn run(settings: DevSettings) -> Exit {
     let DevSettings { process, options, gateway, keystore, evaluator, export } = settings;
-    serve(process, async move |ProcessContext { stop, health }| {
+    serve(process, "dev", async move |ProcessContext { stop, health }| {
         // Before anything is written: a first start with a broken pack leaves no keys behind.
         let evaluator = load(evaluator).await?;
         let data_dir = keystore.data_dir.clone();

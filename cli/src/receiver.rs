@@ -41,7 +41,7 @@ const DRAIN_SECONDS: u64 = 5;
 
 pub(crate) fn run(settings: ReceiverSettings) -> Exit {
     let ReceiverSettings { process, listen, tls, secret_file, page_listen } = settings;
-    serve(process, async move |ProcessContext { stop, health }| {
+    serve(process, "receiver", async move |ProcessContext { stop, health }| {
         let certificate = Certificate::load(tls).context("cannot serve TLS")?;
         let tls = server_config(Arc::clone(&certificate)).context("cannot set TLS up")?;
         let listener = bind(listen)?;

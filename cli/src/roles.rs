@@ -19,7 +19,7 @@ use stage0_runtime::heartbeat::HeartbeatTask;
 use stage0_runtime::logs::{self, Format};
 use stage0_runtime::{ProcessContext, ProcessSettings, or_stop};
 
-use crate::args::VERSION;
+use crate::args::{VERSION, build_info};
 use crate::exit::Exit;
 use crate::nats_safety::{BackgroundTasks, RequirementStore};
 use crate::settings::NatsSafety;
@@ -30,7 +30,7 @@ pub(crate) mod probes;
 
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
     let OnNats { process, nats, safety, log_replicas, service } = settings;
-    serve(process, async move |ProcessContext { stop, health }| {
+    serve(process, Role::Gateway.as_str(), async move |ProcessContext { stop, health }| {
         let tls = match service.tls {
             TlsSource::Files(files) => files,
             TlsSource::Dev(dir) => make_dev_tls(dir).await?.0,
@@ -51,7 +51,7 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
 
 pub(crate) fn evaluator(settings: OnNats<EvaluatorSettings>) -> Exit {
     let OnNats { process, nats, safety, log_replicas, service } = settings;
-    serve(process, async move |ProcessContext { stop, health }| {
+    serve(process, Role::Evaluator.as_str(), async move |ProcessContext { stop, health }| {
         let config = load(service).await?;
         let prepared = or_stop(&stop, prepare(Role::Evaluator, &nats, &safety, log_replicas)).await?;
         let Some((own, _guard)) = prepared else { return Ok(()) };
@@ -70,7 +70,7 @@ pub(crate) fn evaluator(settings: OnNats<EvaluatorSettings>) -> Exit {
 
 pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
     let OnNats { process, nats, safety, log_replicas, service } = settings;
-    serve(process, async move |ProcessContext { stop, health }| {
+    serve(process, Role::Keystore.as_str(), async move |ProcessContext { stop, health }| {
         let data_dir = service.data_dir.clone();
         // The other roles keep in the state store what they require of messages; this one has its own directory.
         let connecting =
@@ -101,7 +101,7 @@ pub(crate) fn print_restored(keystore: &Keystore) -> anyhow::Result<()> {
 
 pub(crate) fn audit_export(settings: OnNats<ExportConfig>) -> Exit {
     let OnNats { process, nats, safety, log_replicas, service } = settings;
-    serve(process, async move |ProcessContext { stop, health }| {
+    serve(process, Role::AuditExport.as_str(), async move |ProcessContext { stop, health }| {
         let prepared = or_stop(&stop, prepare(Role::AuditExport, &nats, &safety, log_replicas)).await?;
         let Some((own, _guard)) = prepared else { return Ok(()) };
         let Some(backplane) = or_stop(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
@@ -141,10 +141,15 @@ async fn connect(
     Ok((connection.backplane(), guard))
 }
 
-pub(crate) fn serve(process: ProcessSettings, role: impl AsyncFnOnce(ProcessContext) -> anyhow::Result<()>) -> Exit {
+/// `name` is the role's in metrics.
+pub(crate) fn serve(
+    process: ProcessSettings,
+    name: &'static str,
+    role: impl AsyncFnOnce(ProcessContext) -> anyhow::Result<()>,
+) -> Exit {
     // A person who starts a role at a terminal gets the text alone.
     let is_logged = process.logs.format == Format::Json && !logs::is_on_terminal();
-    match stage0_runtime::run(process, VERSION, role) {
+    match stage0_runtime::run(process, build_info(name), role) {
         Ok(()) => Exit::Done,
         Err(error) => {
             if is_logged {

@@ -48,7 +48,7 @@ pub struct HealthMonitor(Arc<Inner>);
 
 struct Inner {
     instance: String,
-    version: &'static str,
+    version: String,
     started_at: Timestamp,
     stop: CancellationToken,
     /// Unset while the process starts.
@@ -58,7 +58,7 @@ struct Inner {
 
 impl HealthMonitor {
     /// For a process that starts now, and stops when the token is cancelled.
-    pub fn new(version: &'static str, stop: CancellationToken) -> Self {
+    pub fn new(version: impl Into<String>, stop: CancellationToken) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         // Containers may share a host name, and each process may be the first of its container.
         let mut own = [0; 3];
@@ -68,12 +68,16 @@ impl HealthMonitor {
         };
         Self(Arc::new(Inner {
             instance,
-            version,
+            version: version.into(),
             started_at: Timestamp::now(),
             stop,
             probe: OnceLock::new(),
             last: Mutex::default(),
         }))
+    }
+
+    pub(crate) fn started_at(&self) -> Timestamp {
+        self.0.started_at
     }
 
     /// Registers the role's probe. The first one stays.
@@ -140,7 +144,7 @@ impl HealthMonitor {
             policies: policies.cloned().collect(),
             role,
             instance: self.0.instance.clone(),
-            version: self.0.version.to_owned(),
+            version: self.0.version.clone(),
             started_at: self.0.started_at,
             state,
             remarks: InstanceHeartbeat::remarks_of(report.faults.iter().chain(&report.remarks).cloned()),

@@ -8,9 +8,11 @@ pub mod heartbeat;
 pub mod logs;
 pub mod metrics_server;
 pub mod process;
+mod process_metrics;
 mod service_group;
 pub mod settings;
 mod signals;
 
 pub use process::{ProcessContext, ProcessSettings, StartError, or_stop, run};
+pub use process_metrics::BuildInfo;
 pub use service_group::{ServiceGroup, ServicePanicked};

@@ -14,7 +14,9 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
+use crate::BuildInfo;
 use crate::heartbeat::HealthMonitor;
+use crate::process_metrics;
 
 /// In seconds: a check takes a few milliseconds, and its budget is two seconds.
 const BUCKETS: &[f64] = &[0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -58,16 +60,17 @@ pub enum MetricsError {
 
 impl MetricsServer {
     /// Installs the recorder and serves. What is counted before is lost, so services are built after this.
-    pub fn start(address: SocketAddr, health: &HealthMonitor) -> Result<Self, MetricsError> {
+    pub fn start(address: SocketAddr, build: BuildInfo, health: &HealthMonitor) -> Result<Self, MetricsError> {
         let recorder = recorder().map_err(MetricsError::Recorder)?;
         let scraped = recorder.clone();
         let health = health.clone();
         let server = HttpServer::new(move || {
             let recorder = scraped.clone();
             let health = health.clone();
+            let own_health = health.clone();
             let scrape = move || {
-                let page = HttpResponse::Ok().insert_header(("content-type", CONTENT_TYPE)).body(recorder.render());
-                async { page }
+                let (recorder, health) = (recorder.clone(), own_health.clone());
+                async move { metrics(&recorder, build, &health).await }
             };
             let ready = move || {
                 let health = health.clone();
@@ -113,6 +116,12 @@ fn recorder() -> Result<PrometheusHandle, BuildError> {
         builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
     }
     builder.install_recorder()
+}
+
+async fn metrics(recorder: &PrometheusHandle, build: BuildInfo, health: &HealthMonitor) -> HttpResponse {
+    let is_ready = health.report().await.faults.is_empty();
+    let own = process_metrics::render(build, health.started_at(), is_ready);
+    HttpResponse::Ok().insert_header(("content-type", CONTENT_TYPE)).body(recorder.render() + &own)
 }
 
 async fn readiness(health: &HealthMonitor) -> HttpResponse {

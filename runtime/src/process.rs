@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::heartbeat::HealthMonitor;
 use crate::logs::LogSettings;
 use crate::metrics_server::{MetricsError, MetricsServer};
-use crate::{logs, settings, signals};
+use crate::{BuildInfo, logs, settings, signals};
 
 settings! {
     /// Where metrics are served.
@@ -59,18 +59,18 @@ pub enum StartError {
     Metrics(#[from] MetricsError),
 }
 
-/// Runs a role to its end. `version` is reported to the gateways.
+/// Runs a role to its end. Version and commit are reported to the gateways, and with the metrics.
 pub fn run<E: From<StartError>>(
     settings: ProcessSettings,
-    version: &'static str,
+    build: BuildInfo,
     role: impl AsyncFnOnce(ProcessContext) -> Result<(), E>,
 ) -> Result<(), E> {
     logs::start(settings.logs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::Threads)?;
     runtime.block_on(async {
         let stop = signals::stop_token().map_err(StartError::Signals)?;
-        let health = HealthMonitor::new(version, stop.clone());
-        let metrics = settings.metrics.metrics_listen.map(|address| MetricsServer::start(address, &health));
+        let health = HealthMonitor::new(build.to_string(), stop.clone());
+        let metrics = settings.metrics.metrics_listen.map(|address| MetricsServer::start(address, build, &health));
         let metrics = metrics.transpose().map_err(StartError::Metrics)?;
         let ended = role(ProcessContext { stop, health }).await;
         if let Some(metrics) = metrics {

@@ -1,8 +1,11 @@
 //! Floods and forged addresses: only the client that makes them is throttled.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
+use stage0_backplane::testing::wait_for;
 use stage0_tests::{Answer, Api, Stack};
 
 /// A client with a well-formed key that does not exist.
@@ -33,6 +36,15 @@ pub(crate) async fn metrics(address: &str) -> String {
 pub(crate) fn sample(text: &str, series: &str) -> f64 {
     let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
     line.unwrap_or_else(|| panic!("{series} in:\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// The series of this build in a role; the commit is whatever the binary was built from.
+fn build_info(role: &str) -> String {
+    let version = stage0_tests::command().arg("--version").output().unwrap();
+    let version = String::from_utf8(version.stdout).unwrap();
+    let (version, commit) = version.trim().strip_prefix("stage0 ").unwrap().split_once(" (").unwrap();
+    let commit = commit.trim_end_matches(')');
+    format!("stage0_build_info{{version=\"{version}\",commit=\"{commit}\",role=\"{role}\"}}")
 }
 
 /// A port that was free a moment ago.
@@ -142,6 +154,21 @@ async fn a_burst_of_requests_is_refused_before_the_key_is_checked() {
 }
 
 #[tokio::test]
+async fn the_metrics_of_a_role_on_nats_say_that_it_is_ready_how_full_the_log_is_and_that_clocks_agree() {
+    let address = free_port();
+    let _stack = Stack::build().gateway_with(&["--metrics-listen", &address]).nats().await;
+    let mut text = String::new();
+    wait_for("a gateway that is ready", Duration::from_secs(30), async || {
+        text = metrics(&address).await;
+        sample(&text, r#"stage0_ready{role="gateway"}"#) == 1.0
+    })
+    .await;
+    assert_eq!(sample(&text, &build_info("gateway")), 1.0);
+    assert!(text.lines().any(|line| line.starts_with("stage0_stream_bytes{stream=\"S0_LOG\"} ")), "{text}");
+    assert!(sample(&text, "stage0_store_clock_skew_seconds").abs() < 2.0, "{text}");
+}
+
+#[tokio::test]
 async fn metrics_count_what_an_operator_needs() {
     let address = free_port();
     let settings = ["--metrics-listen", &address, "--failed-logins-per-minute", "2"];
@@ -190,6 +217,21 @@ async fn metrics_count_what_an_operator_needs() {
     assert!(sample(&text, r#"stage0_key_cache_total{outcome="miss"}"#) >= 4.0);
     assert!(sample(&text, r#"stage0_key_cache_total{outcome="hit"}"#) >= 1.0);
     assert!(sample(&text, r#"stage0_key_cache_total{outcome="refreshed"}"#) >= 1.0);
+    // A counter that alerts watch is there before its first increment.
+    assert_eq!(sample(&text, r#"stage0_record_lines_total{outcome="failed"}"#), 0.0);
+    assert_eq!(sample(&text, r#"stage0_ready{role="dev"}"#), 1.0);
+    assert_eq!(sample(&text, &build_info("dev")), 1.0);
+    for name in [
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+        "process_threads",
+        "process_open_fds",
+        "process_max_fds",
+        "process_start_time_seconds",
+    ] {
+        assert!(sample(&text, name) > 0.0, "{name}");
+    }
     for told in [
         "# TYPE stage0_http_requests_total counter",
         "# HELP stage0_checks_total ",
