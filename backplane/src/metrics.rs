@@ -1,7 +1,7 @@
 //! Metrics of a connection.
 //!
-//! Owns every name and label; a label is a subject or one of our own words, never text of a message. Without an
-//! installed recorder, counting does nothing.
+//! Owns every name and label; a label is a subject, a stream or one of our own words, never text of a message. Without
+//! an installed recorder, counting does nothing.
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
@@ -18,6 +18,9 @@ const REJECTED: &str = "stage0_backplane_rejected_messages_total";
 const UNAUTHENTICATED: &str = "stage0_backplane_unauthenticated_messages_total";
 const AUTH_REQUIRED: &str = "stage0_backplane_message_auth_required";
 const REQUESTS: &str = "stage0_backplane_questions_total";
+const STREAM_BYTES: &str = "stage0_stream_bytes";
+const STREAM_MAX_BYTES: &str = "stage0_stream_max_bytes";
+const STORE_CLOCK_SKEW: &str = "stage0_store_clock_skew_seconds";
 
 /// One in this gauge, until it is dropped.
 pub(crate) struct Counted(&'static str);
@@ -38,6 +41,14 @@ pub(crate) fn describe_nats() {
     describe_counter!(VIOLATIONS, Unit::Count, "Publishes and subscriptions that the server forbade.");
     let errors = "Other errors of server and client, failed attempts to reconnect among them.";
     describe_counter!(ERRORS, Unit::Count, errors);
+    describe_gauge!(STREAM_BYTES, Unit::Bytes, "Bytes in a stream that this role uses, as last read for readiness.");
+    describe_gauge!(STREAM_MAX_BYTES, Unit::Bytes, "Bytes that the stream may hold, where it has a limit.");
+    let skew = "How far this host's clock is certainly ahead of the state store's; negative: behind.";
+    describe_gauge!(STORE_CLOCK_SKEW, Unit::Seconds, skew);
+    // From zero on: a rate does not see the first increment of a counter that did not exist.
+    for name in [DISCONNECTS, SLOW_CONSUMERS, VIOLATIONS] {
+        counter!(name).increment(0);
+    }
 }
 
 pub(crate) fn describe_auth() {
@@ -54,6 +65,19 @@ pub(crate) fn rejected(kind: &'static str, reason: &'static str) {
 
 pub(crate) fn unauthenticated(kind: &'static str) {
     counter!(UNAUTHENTICATED, "kind" => kind).increment(1);
+}
+
+/// `max_bytes` is not positive where the stream has no limit.
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+pub(crate) fn stream_size(stream: &str, bytes: i64, max_bytes: i64) {
+    gauge!(STREAM_BYTES, "stream" => stream.to_owned()).set(bytes as f64);
+    if max_bytes > 0 {
+        gauge!(STREAM_MAX_BYTES, "stream" => stream.to_owned()).set(max_bytes as f64);
+    }
+}
+
+pub(crate) fn store_clock_skew(seconds: f64) {
+    gauge!(STORE_CLOCK_SKEW).set(seconds);
 }
 
 pub(crate) fn auth_required(required: bool) {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, timeout_at};
 
-use crate::StateStore;
 use crate::clock::{Clocks, settled};
+use crate::{StateStore, metrics};
 
 /// How far a host's clock may differ from the state store's; beyond it nothing is decided.
 pub const MAX_STORE_CLOCK_SKEW: Duration = Duration::from_secs(10);
@@ -145,10 +145,16 @@ impl StoreClock {
         let asked = Clocks::now().boot;
         let until = deadline.min(Instant::now() + READ_TIMEOUT);
         let theirs = timeout_at(until, ask(until)).await.ok().flatten();
-        let answered = Clocks::now().boot;
+        let Clocks { wall, boot: answered } = Clocks::now();
         let mut known = shared.known();
         match theirs {
-            Some(theirs) => known.take(Reading { theirs, asked, answered }),
+            Some(theirs) => {
+                let reading = Reading { theirs, asked, answered };
+                if let Some(skew) = reading.skew(wall, answered) {
+                    metrics::store_clock_skew(skew.as_secs_f64());
+                }
+                known.take(reading);
+            }
             None => known.failed_at = Some(answered),
         }
     }
@@ -248,6 +254,8 @@ pub async fn follow_store_clock(state_store: &dyn StateStore) {
 
 #[cfg(test)]
 mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
 
     const DAY: i64 = 86_400;
@@ -319,6 +327,23 @@ mod tests {
         assert_eq!(known.reading, Some(reading(1_020, 70, 71)), "quick enough");
         known.take(reading(1_030 + DAY, 80, 85));
         assert_eq!(known.reading, Some(reading(1_030 + DAY, 80, 85)), "the store's clock was set");
+    }
+
+    #[test]
+    fn each_reading_says_how_far_this_hosts_clock_is_ahead_of_the_stores() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let hour_behind = Timestamp::now().checked_sub(SignedDuration::from_secs(3_600)).ok();
+        ::metrics::with_local_recorder(&recorder, || {
+            runtime.block_on(async {
+                let until = Instant::now() + seconds(30);
+                clock(None).read(Duration::ZERO, until, |_| async move { hour_behind }).await;
+            });
+        });
+        let page = recorder.handle().render();
+        let skew = page.lines().find_map(|line| line.strip_prefix("stage0_store_clock_skew_seconds "));
+        let skew: f64 = skew.unwrap_or_else(|| panic!("{page}")).parse().unwrap();
+        assert!((3_599.0..3_660.0).contains(&skew), "{skew}");
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use crate::clock::boottime;
 use super::jetstream::{JetError, info};
 use super::link::Link;
 use super::streams::{StreamName, StreamSpec};
-use crate::MAX_MESSAGE_BYTES;
+use crate::{MAX_MESSAGE_BYTES, metrics};
 
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Shorter after a failed check, so that an administrator who corrects the settings does not have to wait.
@@ -86,6 +86,7 @@ impl StreamWatch {
         outcome?;
         let number = |pointer| found.pointer(pointer).and_then(Value::as_i64);
         let (used_bytes, max_bytes) = (number("/state/bytes").unwrap_or(0), number("/config/max_bytes").unwrap_or(-1));
+        metrics::stream_size(stream.as_str(), used_bytes, max_bytes);
         let needed = i64::try_from(MAX_MESSAGE_BYTES).unwrap_or(i64::MAX).min(max_bytes / 20);
         if max_bytes > 0 && max_bytes.saturating_sub(used_bytes) < needed {
             return Err(JetError::Full(stream.as_str().to_owned()));

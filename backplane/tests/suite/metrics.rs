@@ -1,9 +1,13 @@
-//! What an operator sees of a connection that breaks and of requests without a reply.
+//! What an operator sees of a connection that breaks, of requests without a reply and of streams that fill up.
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use stage0_backplane::nats::{Logins, NatsServerConf, StreamAdmin};
 use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_backplane::{Backplane, RequestError};
 
+use crate::roles::{open, prepared, server_with};
+use crate::streams::SIZES;
+use crate::writing::{account, write};
 use crate::{PATIENT, Stage, answer_all, ask};
 
 /// Runs the work on one thread, so that only its own metrics are on the page.
@@ -61,4 +65,24 @@ fn requests_are_counted_by_subject_and_outcome() {
         let line = format!("stage0_backplane_questions_total{{subject=\"echo\",outcome=\"{outcome}\"}} {count}");
         assert!(says(&page, &line), "{line} in\n{page}");
     }
+}
+
+#[test]
+fn a_role_that_is_asked_whether_it_is_ready_says_how_full_its_streams_are() {
+    let page = counted(async |_| {
+        let nats = server_with("96MB", Logins::SHARED).await;
+        StreamAdmin::new(open(&nats, NatsServerConf::ADMIN_USER).await).init(&SIZES).await.unwrap();
+        let gateway = prepared(&nats, "gateway").await;
+        write(&*gateway.log, &account("a"), vec![b'x'; 1_000_000]).await;
+        gateway.log.ready().await.unwrap();
+    });
+    let value = |name: &str, stream: &str| {
+        let series = format!("{name}{{stream=\"{stream}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&series)).map(|value| value.parse::<f64>().unwrap())
+    };
+    let log = value("stage0_stream_bytes", "S0_LOG").unwrap();
+    let max = value("stage0_stream_max_bytes", "S0_LOG").unwrap();
+    assert!(log > 1e6 && max > log && max < 96e6, "{log} {max}");
+    assert!(value("stage0_stream_max_bytes", "S0_USAGE").is_some(), "{page}");
+    assert_eq!(value("stage0_stream_bytes", "S0_KEYSTORE"), None, "of another role");
 }
