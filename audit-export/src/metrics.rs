@@ -61,6 +61,16 @@ pub(crate) fn describe() {
     );
     describe_gauge!(AHEAD_SECONDS, Seconds, "How far this host's clock is ahead of all others; 0 while it is trusted.");
     describe_counter!(REMOVED, Count, "Entries removed from the decision log by reason.");
+    // From zero on: a rate does not see the first increment of a counter that did not exist.
+    for outcome in ["delivered", "retried", "exhausted", "refused", "expired"] {
+        counter!(DELIVERIES, "outcome" => outcome).increment(0);
+    }
+    for kind in ["checkpoint", "deletion", "expiry", "webhook_disabled"] {
+        for outcome in ["written", "failed"] {
+            counter!(MARKS, "kind" => kind, "outcome" => outcome).increment(0);
+        }
+    }
+    counter!(DISABLED).increment(0);
 }
 
 /// Counts a finished attempt. `recorded_at` is none for a replayed event.

@@ -137,6 +137,20 @@ pub(crate) fn describe() {
     );
     describe_counter!(OUTCOMES_REPORTED, Unit::Count, "Outcomes of allowed actions that were reported, by status.");
     describe_counter!(GUARDS_SILENT, Unit::Count, "Guards that did not report within the time that they gave.");
+    // From zero on: a rate does not see the first increment of a counter that did not exist.
+    for name in [POLICY_DIFFERENCES, GUARDS_SILENT] {
+        counter!(name).increment(0);
+    }
+    for outcome in ["loaded", "failed"] {
+        counter!(POLICY_LOADS, "outcome" => outcome).increment(0);
+    }
+    for why in ["timed_out", "busy"] {
+        counter!(GIVEN_UP, "why" => why).increment(0);
+    }
+    for by in ["runs", "approvals", "outcomes", "guards", "candidates"] {
+        counter!(LEDGER_FAILURES, "by" => by).increment(0);
+    }
+    counter!(CODES, "code" => IssueCode::POLICY_ERROR).increment(0);
 }
 
 /// What came of an allowed action was reported; the same again does not count.

@@ -127,6 +127,14 @@ pub(crate) fn describe() {
         Unit::Count,
         "Times that the ledger of quotas and idempotency keys failed or was too slow."
     );
+    // From zero on: a rate does not see the first increment of a counter that did not exist.
+    for outcome in [RecordOutcome::Recorded, RecordOutcome::Failed, RecordOutcome::Unknown] {
+        counter!(RECORD_LINES, "outcome" => outcome.as_str()).increment(0);
+        counter!(EVENT_LINES, "outcome" => outcome.as_str()).increment(0);
+    }
+    for by in ["get", "put"] {
+        counter!(LEDGER_FAILURES, "by" => by).increment(0);
+    }
 }
 
 pub(crate) fn answered(route: Option<&str>, status: StatusCode, took: Duration) {

@@ -45,6 +45,14 @@ pub(crate) fn describe() {
     );
     describe_gauge!(WRITABLE, Count, "1 while changes can be stored, 0 since a write failed.");
     describe_gauge!(RESERVE, Bytes, "Disk space that is kept for revocations; less than 8 MiB: the disk was full.");
+    // From zero on: a rate does not see the first increment of a counter that did not exist.
+    for outcome in ["valid", "invalid", "busy", "failed"] {
+        counter!(HASHES, "outcome" => outcome).increment(0);
+    }
+    for outcome in ["stored", "failed", "busy"] {
+        counter!(CHANGES, "outcome" => outcome).increment(0);
+    }
+    counter!(UNPROVEN).increment(0);
 }
 
 pub(crate) fn judged(reply: &VerifyKeyReply) {
