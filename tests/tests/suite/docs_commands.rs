@@ -2,7 +2,7 @@
 //!
 //! Blocks marked `sh` are run as they stand, in one shell and in their order. Replaced are the places that only root
 //! may write to, the ports, and what makes users: the processes then run as the user who runs the test. `systemctl` is
-//! a function that starts the `ExecStart` of the unit files that the document wrote.
+//! a function that starts the `ExecStart` of the unit files that the document installed.
 
 use std::fs;
 use std::net::TcpListener;
@@ -67,11 +67,14 @@ systemctl() {
   [ "$1" = enable ] || return 0
   shift 2
   for unit in "$@"; do
-    role=${unit#stage0?}
+    role=${unit#stage0-}
+    role=${role%@*}
     file=UNITS/$unit.service
-    [ -f "$file" ] || file=UNITS/stage0@.service
+    [ -f "$file" ] || file=UNITS/stage0-$role@.service
     mkdir -p -m 0700 "STATE/stage0-$role"
-    $(sed -n "s/^ExecStart=//;T;s/%i/$role/g;p" "$file") > "$role.log" 2>&1 &
+    # The unit's file has these paths as they are; the brackets keep them from being replaced here.
+    command=$(sed -n 's|^ExecStart=||;T;s|/usr/local/bi[n]/|PROGRAMS/|;s|/etc/stage[0]|SETTINGS|;p' "$file")
+    $command > "$role.log" 2>&1 &
     started="$started $!"
   done
 }
@@ -108,6 +111,9 @@ fn the_walk_through_of_the_services_ends_with_a_checked_decision() {
         ("/usr/local/bin", bin.display().to_string()),
         ("/var/lib", at("state")),
         ("/etc/stage0", at("etc")),
+        ("PROGRAMS", bin.display().to_string()),
+        ("SETTINGS", at("etc")),
+        ("deploy/systemd", concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd").to_owned()),
     ] {
         script = script.replace(theirs, &ours);
     }

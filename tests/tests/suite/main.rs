@@ -66,4 +66,5 @@ mod status;
 mod stops;
 mod storm;
 mod tampering;
+mod units;
 mod webhooks;
