@@ -17,6 +17,7 @@ mod state_store;
 mod store_clock;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod wait_reason;
 
 use std::error::Error;
 use std::future::Future;
@@ -38,6 +39,7 @@ pub use state_store::{Added, ListError, MAX_CONCURRENT_LISTS, PutError, Record, 
 pub use store_clock::{
     CLOCK_READ_INTERVAL, CLOCK_READING_TTL, ClockError, MAX_STORE_CLOCK_SKEW, StoreClock, follow_store_clock,
 };
+pub use wait_reason::WaitReason;
 
 /// The largest request, reply, notice, batch or record on every backplane. A check's body may be 1,000,000 bytes and
 /// grows when it is serialised again. A NATS server needs a larger `max_payload` (8 MB); one with a smaller

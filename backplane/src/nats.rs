@@ -41,7 +41,7 @@ pub use auth::{
 pub use config::{JETSTREAM_API, Login, NatsConfig, Tls};
 pub use dial::ConnectError;
 pub use exposure::{Enforced, Exposure, exposure};
-pub use fsync_check::SyncMode;
+pub use fsync_check::{SyncFault, SyncMode};
 pub use health::Health;
 pub use monitor::JetStreamState;
 pub use nats_conf::{Logins, NatsServerConf};
@@ -49,6 +49,7 @@ pub use nats_conf::{Logins, NatsServerConf};
 use crate::{Backplane, metrics};
 use link::Link;
 use serde_json::Value;
+use jetstream::JetError;
 use stage0_contract::Role;
 use streams::StreamSpec;
 use tokio::time::Instant;
@@ -107,8 +108,7 @@ impl Connection {
     async fn prepare_streams(&self, specs: Vec<StreamSpec>, replicas: usize) -> Result<(), PrepareError> {
         let deadline = Instant::now() + PREPARE_TIMEOUT;
         for spec in &specs {
-            let found = admin::ensure(&self.link, spec, replicas, deadline).await;
-            let found = found.map_err(|error| PrepareError::Stream(error.to_string()))?;
+            let found = admin::ensure(&self.link, spec, replicas, deadline).await?;
             let copies = found.get("num_replicas").and_then(Value::as_u64).and_then(|copies| copies.try_into().ok());
             let stream = spec.name.as_str();
             if copies != Some(replicas) && spec.used_by.contains(&Role::AuditExport) {
@@ -127,8 +127,7 @@ impl Connection {
         let deadline = Instant::now() + PREPARE_TIMEOUT;
         let mut remarks = Vec::new();
         for spec in StreamSpec::of_role(&self.link.prefix, role) {
-            let found = admin::inspect(&self.link, &spec, deadline).await;
-            let found = found.map_err(|error| PrepareError::Stream(error.to_string()))?;
+            let found = admin::inspect(&self.link, &spec, deadline).await?;
             let name = spec.name.as_str();
             remarks.extend(spec.unknown(&found).into_iter().map(|s| format!("`{name}` has a `{s}` that is not known")));
         }
@@ -150,12 +149,39 @@ impl Connection {
 /// Why the log cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// A stream is missing or differs, and could not be created.
+    /// A stream is missing, or that of an earlier version, and this login may not make it.
+    #[error("the streams of the decision log cannot be had: {0}")]
+    Missing(String),
+    /// The server says nothing of a stream now.
+    #[error("the streams of the decision log cannot be had: {0}")]
+    Unanswered(String),
+    /// A stream differs, or this login may not look at it.
     #[error("the streams of the decision log cannot be had: {0}")]
     Stream(String),
     /// A power cut would lose acknowledged decisions, or it is unknown whether it would.
     #[error("{0}")]
-    Sync(String),
+    Sync(SyncFault),
+}
+
+impl PrepareError {
+    /// Whether waiting may help: for an administrator who makes the streams, or for a server that starts.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Missing(_) | Self::Unanswered(_) | Self::Sync(SyncFault::Unknown(_)) => true,
+            Self::Stream(_) | Self::Sync(SyncFault::Relaxed(_)) => false,
+        }
+    }
+}
+
+impl From<JetError> for PrepareError {
+    fn from(error: JetError) -> Self {
+        let why = error.to_string();
+        match error {
+            JetError::Missing(_) | JetError::OldLayout(_) => Self::Missing(why),
+            error if error.is_temporary() => Self::Unanswered(why),
+            _ => Self::Stream(why),
+        }
+    }
 }
 
 impl Backplane {

@@ -12,7 +12,7 @@ use stage0_contract::Role;
 
 use super::dial::ConnectError;
 use super::{MessageAuth, SUBSCRIPTION_CAPACITY, SyncMode};
-use crate::StoreClock;
+use crate::{StoreClock, WaitReason};
 
 /// The API prefix in an account that has JetStream.
 pub const JETSTREAM_API: &str = "$JS.API";
@@ -42,8 +42,8 @@ pub struct NatsConfig {
     pub ping_interval: Duration,
     /// How long one attempt to connect may take.
     pub attempt_timeout: Duration,
-    /// How long all attempts at start may take together.
-    pub connect_timeout: Duration,
+    /// How long all attempts at start may take together; none: a server is waited for as long as it takes.
+    pub connect_timeout: Option<Duration>,
     /// How long a self-ping may take before the connection counts as not ready.
     pub ready_timeout: Duration,
     /// The prefix of JetStream's API subjects; another one where this service's account imports them.
@@ -56,6 +56,8 @@ pub struct NatsConfig {
     pub auth: Option<Arc<MessageAuth>>,
     /// The clock of log and state store; all connections of a process share its readings.
     pub store_clock: Arc<StoreClock>,
+    /// Why a connection waits at start; all connections of a process share it.
+    pub waiting: WaitReason,
 }
 
 /// Credentials for the server.
@@ -101,13 +103,14 @@ impl NatsConfig {
             tls: None,
             ping_interval: Duration::from_secs(1),
             attempt_timeout: Duration::from_secs(2),
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: Some(Duration::from_secs(10)),
             ready_timeout: Duration::from_secs(1),
             jetstream_api: JETSTREAM_API.to_owned(),
             sync: SyncMode::default(),
             role: None,
             auth: None,
             store_clock: Arc::new(StoreClock::remote()),
+            waiting: WaitReason::default(),
         }
     }
 

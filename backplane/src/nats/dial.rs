@@ -1,7 +1,7 @@
 //! The first connection: which server is tried, how often, and why it failed.
 //!
 //! Servers are tried one by one, so that an error names the server that refused. Refused credentials and failed TLS are
-//! final; an unreachable server is tried again until the configured time is over.
+//! final; an unreachable server is tried again until the configured time is over, or for as long as it takes.
 
 use std::error::Error as _;
 use std::io;
@@ -83,24 +83,33 @@ impl ConnectError {
 
 pub(super) async fn dial(config: &NatsConfig) -> Result<Link, ConnectError> {
     let servers = config.addresses()?;
-    let deadline = Instant::now() + config.connect_timeout;
+    let deadline = config.connect_timeout.map(|timeout| Instant::now() + timeout);
     let mut delay = MIN_RETRY_DELAY;
     loop {
         let error = match dial_each(config, &servers, deadline).await {
-            Ok(link) => return Ok(link),
+            Ok(link) => {
+                config.waiting.clear();
+                return Ok(link);
+            }
             Err(error) => error,
         };
-        if !error.is_temporary() || Instant::now() + delay >= deadline {
+        if !error.is_temporary() || deadline.is_some_and(|deadline| Instant::now() + delay >= deadline) {
             return Err(error);
         }
-        tracing::warn!(error = %error, "backplane not reached yet");
+        if config.waiting.set(&error.to_string()) {
+            tracing::warn!(error = %error, "backplane not reached yet");
+        }
         sleep(delay).await;
         delay = (delay * 2).min(MAX_RETRY_DELAY);
     }
 }
 
 /// Tries every server once. A final error of one does not stop the search for another that works.
-async fn dial_each(config: &NatsConfig, servers: &[ServerAddr], deadline: Instant) -> Result<Link, ConnectError> {
+async fn dial_each(
+    config: &NatsConfig,
+    servers: &[ServerAddr],
+    deadline: Option<Instant>,
+) -> Result<Link, ConnectError> {
     let mut worst = None;
     for address in servers {
         match dial_one(config, address, servers, deadline).await {
@@ -117,13 +126,17 @@ async fn dial_one(
     config: &NatsConfig,
     address: &ServerAddr,
     servers: &[ServerAddr],
-    deadline: Instant,
+    deadline: Option<Instant>,
 ) -> Result<Link, ConnectError> {
     let server = format!("{}:{}", address.host(), address.port());
     let events = Events::default();
     let options = config.options().event_callback(events.callback());
-    let attempt = timeout_at(deadline, options.connect(address.clone()));
-    let client = match attempt.await {
+    let connecting = options.connect(address.clone());
+    let attempt = match deadline {
+        Some(deadline) => timeout_at(deadline, connecting).await,
+        None => Ok(connecting.await),
+    };
+    let client = match attempt {
         Ok(Ok(client)) => client,
         Ok(Err(source)) => return Err(classify(server, source)),
         Err(_) => return Err(ConnectError::Silent { server }),

@@ -30,6 +30,17 @@ pub struct SyncMode {
     pub dangerous_relaxed: bool,
 }
 
+/// Why an append may not be trusted to be on disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SyncFault {
+    /// A server does not sync each message.
+    #[error("{0}")]
+    Relaxed(String),
+    /// It is not known whether every server does: a monitor does not answer, or not as one.
+    #[error("{0}")]
+    Unknown(String),
+}
+
 #[derive(Debug)]
 pub(super) struct FsyncCheck {
     mode: SyncMode,
@@ -44,14 +55,7 @@ pub(super) struct FsyncCheck {
 struct LastAnswer {
     connects: u64,
     at: Instant,
-    outcome: Result<(), String>,
-}
-
-enum Answer {
-    Synced,
-    NotSynced(String),
-    /// There was no answer, or none that tells.
-    Unknown(String),
+    outcome: Result<(), SyncFault>,
 }
 
 impl FsyncCheck {
@@ -69,7 +73,7 @@ impl FsyncCheck {
     }
 
     /// `Ok` if an append on this connection may be trusted.
-    pub(super) async fn check(&self, connects: u64, deadline: Instant) -> Result<(), String> {
+    pub(super) async fn check(&self, connects: u64, deadline: Instant) -> Result<(), SyncFault> {
         let Some(client) = self.client.as_ref().filter(|_| !self.mode.dangerous_relaxed) else { return Ok(()) };
         let known = self.known(connects);
         if let Some(known) = known.as_ref().filter(|known| known.is_fresh()) {
@@ -89,7 +93,7 @@ impl FsyncCheck {
             }
         };
         let late = "the sync mode of nats is not verified: there was no time to ask its monitor";
-        timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(late.to_owned()))
+        timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(SyncFault::Unknown(late.to_owned())))
     }
 
     /// Remarks for an operator; the error says why nothing can be appended to this stream, if every server says so.
@@ -123,14 +127,13 @@ impl FsyncCheck {
         *self.rejected_append.lock().unwrap_or_else(PoisonError::into_inner) = rejection;
     }
 
-    async fn ask_and_remember(&self, client: &reqwest::Client, connects: u64, was_good: bool) -> Result<(), String> {
-        let outcome = match timeout(MONITOR_TIMEOUT, self.ask_all(client)).await {
-            Ok(Answer::Synced) => Ok(()),
-            Ok(Answer::NotSynced(why)) => Err(why),
+    async fn ask_and_remember(&self, client: &reqwest::Client, connects: u64, was_good: bool) -> Result<(), SyncFault> {
+        let silent = "the sync mode of nats is not verified: its monitor does not answer";
+        let answer = timeout(MONITOR_TIMEOUT, self.ask_all(client)).await;
+        let outcome = match answer.unwrap_or_else(|_| Err(SyncFault::Unknown(silent.to_owned()))) {
             // The server that we are still connected to has not restarted, so its last answer holds.
-            Ok(Answer::Unknown(_)) | Err(_) if was_good => Ok(()),
-            Ok(Answer::Unknown(why)) => Err(why),
-            Err(_) => Err("the sync mode of nats is not verified: its monitor does not answer".to_owned()),
+            Err(SyncFault::Unknown(_)) if was_good => Ok(()),
+            answer => answer,
         };
         let known = LastAnswer { connects, at: Instant::now(), outcome: outcome.clone() };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
@@ -143,14 +146,11 @@ impl FsyncCheck {
         last.filter(|known| known.connects == connects)
     }
 
-    async fn ask_all(&self, client: &reqwest::Client) -> Answer {
+    async fn ask_all(&self, client: &reqwest::Client) -> Result<(), SyncFault> {
         for monitor in &self.mode.monitors {
-            match ask(client, monitor).await {
-                Answer::Synced => {}
-                other => return other,
-            }
+            ask(client, monitor).await?;
         }
-        Answer::Synced
+        Ok(())
     }
 }
 
@@ -161,17 +161,20 @@ impl LastAnswer {
     }
 }
 
-async fn ask(client: &reqwest::Client, monitor: &str) -> Answer {
+async fn ask(client: &reqwest::Client, monitor: &str) -> Result<(), SyncFault> {
     match JetStreamState::fetch(client, monitor).await {
         Ok(state) if !state.enabled => {
-            Answer::Unknown(format!("what answers at {monitor} is no monitor of nats with JetStream"))
+            Err(SyncFault::Unknown(format!("what answers at {monitor} is no monitor of nats with JetStream")))
         }
-        Ok(state) if state.sync_always => Answer::Synced,
-        Ok(_) => Answer::NotSynced(format!(
+        Ok(state) if state.sync_always => Ok(()),
+        Ok(_) => Err(SyncFault::Relaxed(format!(
             "nats at {monitor} does not sync each message: set `sync_interval: always` in its `jetstream` block, or \
              take the risk with --dangerous-relaxed-sync"
-        )),
-        Err(why) => Answer::Unknown(format!("the sync mode of nats is not verified: its monitor at {monitor} {why}")),
+        ))),
+        Err(why) => {
+            let why = format!("the sync mode of nats is not verified: its monitor at {monitor} {why}");
+            Err(SyncFault::Unknown(why))
+        }
     }
 }
 

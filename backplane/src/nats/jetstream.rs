@@ -23,6 +23,8 @@ use crate::{Cause, MarkError, PutError, ReadError, RequestError};
 /// Concurrent reads of many messages on one connection; each may bring megabytes.
 pub(super) const MAX_READS: usize = 64;
 
+/// A cluster has no leader yet.
+const UNAVAILABLE: u64 = 10_008;
 /// JetStream's API subjects lead nowhere from this account.
 const NOT_IN_ACCOUNT: u64 = 10_039;
 pub(super) const NO_SUCH_STREAM: u64 = 10_059;
@@ -97,6 +99,22 @@ impl JetError {
 
     fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if WRONG_LAST_SEQUENCE.contains(code))
+    }
+
+    /// Whether the same request may succeed later although no setting changes.
+    pub(super) fn is_temporary(&self) -> bool {
+        match self {
+            Self::NoResponders | Self::DeadlinePassed | Self::NotConnected | Self::Unacknowledged(_) => true,
+            Self::Refused { code, .. } => *code == UNAVAILABLE,
+            Self::Forbidden(_)
+            | Self::NotInAccount(_)
+            | Self::Missing(_)
+            | Self::OldLayout(_)
+            | Self::WrongSettings { .. }
+            | Self::Wrapped(_)
+            | Self::Full(_)
+            | Self::Malformed => false,
+        }
     }
 
     /// Why there was no space, if that is why nothing was stored.

@@ -206,7 +206,7 @@ impl Connection {
     /// server that may have restarted in between.
     async fn check_writable(&self, deadline: Instant) -> Result<u64, Cause> {
         let connects = self.link.connects();
-        self.link.fsync_check.check(connects, deadline).await?;
+        self.link.fsync_check.check(connects, deadline).await.map_err(Cause::new)?;
         self.link.streams.check(&self.link, &self.stream(), deadline).await.map_err(Cause::new)?;
         Ok(connects)
     }

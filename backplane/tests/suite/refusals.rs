@@ -28,7 +28,7 @@ authorization {
 }"#;
 
 fn impatient(config: NatsConfig) -> NatsConfig {
-    NatsConfig { connect_timeout: Duration::from_millis(500), ..config }
+    NatsConfig { connect_timeout: Some(Duration::from_millis(500)), ..config }
 }
 
 fn as_user(nats: &NatsServer, user: &str, password: &str) -> NatsConfig {
@@ -54,7 +54,7 @@ async fn an_address_without_a_server_is_unreachable() {
 async fn a_server_that_is_late_is_waited_for() {
     let mut nats = NatsServer::start().await;
     nats.kill();
-    let config = NatsConfig { connect_timeout: PATIENT, ..nats.config("suite") };
+    let config = NatsConfig { connect_timeout: Some(PATIENT), ..nats.config("suite") };
     let (connected, ()) = tokio::join!(Backplane::connect(&config), nats.restart());
     assert!(connected.is_ok());
 }
@@ -72,7 +72,7 @@ async fn a_server_that_does_not_answer_is_silent() {
 async fn a_wrong_password_is_refused_at_once_and_not_tried_again() {
     let nats = NatsServer::start_with(USERS).await;
     let asked = Instant::now();
-    let config = NatsConfig { connect_timeout: PATIENT, ..as_user(&nats, "asker", "wrong") };
+    let config = NatsConfig { connect_timeout: Some(PATIENT), ..as_user(&nats, "asker", "wrong") };
     let error = refusal(&config).await;
     assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
     assert!(asked.elapsed() < PATIENT / 2);

@@ -31,7 +31,7 @@ async fn is_refused(log: &dyn DecisionLog, why: &str) {
 async fn refusal(config: &NatsConfig) -> (Connection, String) {
     let connection = Connection::open(config).await.unwrap();
     match connection.prepare_log(1).await {
-        Err(PrepareError::Sync(why)) => (connection, why),
+        Err(PrepareError::Sync(why)) => (connection, why.to_string()),
         other => panic!("{other:?}"),
     }
 }

@@ -61,7 +61,7 @@ pub(super) async fn check(role: Role, config: &NatsConfig, open_allowed: bool) -
         let found = "relaxed sync is allowed: a power cut may lose decisions that were answered";
         findings.push(Finding::warn("nats sync", found, "remove dangerous-relaxed-sync"));
     }
-    let config = NatsConfig { connect_timeout: CONNECT_TIMEOUT, ..config.clone() };
+    let config = NatsConfig { connect_timeout: Some(CONNECT_TIMEOUT), ..config.clone() };
     match Connection::open(&config).await {
         Err(error) => {
             let why = format!("{:#}", anyhow::Error::from(error));
