@@ -170,15 +170,30 @@ fn log_new_faults(before: &EndpointMap, all: &EndpointMap) {
 pub(crate) async fn list(shared: &Shared) -> Option<EndpointMap> {
     let (mut found, mut cursor) = (HashMap::new(), None);
     loop {
-        let reply = shared.backplane.requests.request(&ListEndpoints { cursor }, Shared::STORE_TIMEOUT).await;
-        let Ok(ManageReply::Done(EndpointsPage { items, next_cursor })) = reply else {
-            tracing::warn!("the keystore does not list endpoints; those that are known are served");
-            return None;
+        let EndpointsPage { items, next_cursor } = match page(shared, cursor).await {
+            Ok(page) => page,
+            Err(why) => {
+                if shared.unlisted.set(&why) {
+                    tracing::warn!(why, "endpoints are not listed; those that are known are served");
+                }
+                return None;
+            }
         };
         found.extend(items.into_iter().map(|item| (item.webhook.id.clone(), Arc::new(item.into()))));
         match next_cursor {
             Some(next) => cursor = Some(next),
-            None => return Some(found),
+            None => break,
         }
+    }
+    shared.unlisted.clear();
+    Some(found)
+}
+
+async fn page(shared: &Shared, cursor: Option<WebhookId>) -> Result<EndpointsPage, String> {
+    match shared.backplane.requests.request(&ListEndpoints { cursor }, Shared::STORE_TIMEOUT).await {
+        Ok(ManageReply::Done(page)) => Ok(page),
+        Ok(ManageReply::Refused(_) | ManageReply::Failed) => Err("the keystore cannot read them".to_owned()),
+        Ok(ManageReply::Busy) => Err("the keystore has too much to do".to_owned()),
+        Err(error) => Err(format!("the keystore does not answer: {error}")),
     }
 }

@@ -35,7 +35,7 @@ pub use clock::ClockReader;
 pub use config::ExportConfig;
 pub use lag::{Lag, LagTracker, Listing};
 use stage0_backplane::clock::Clocks;
-use stage0_backplane::{Backplane, NotReady, ServeError};
+use stage0_backplane::{Backplane, NotReady, ServeError, WaitReason};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -90,7 +90,8 @@ impl AuditExport {
         let clock = Clock::new(Arc::new(Clocks::now));
         let worker_id = delivery_worker::new_id();
         let (lag, reads) = (LagTracker::default(), LogReads::default());
-        let shared = Shared { backplane, egress, worker_id, lag, clock, reads };
+        let unlisted = WaitReason::default();
+        let shared = Shared { backplane, egress, worker_id, lag, clock, reads, unlisted };
         Ok(Self { shared: Arc::new(shared), config })
     }
 

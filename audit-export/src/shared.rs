@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use stage0_backplane::{Backplane, Event, Subscription};
+use stage0_backplane::{Backplane, Event, Subscription, WaitReason};
 use stage0_contract::Notice;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -21,6 +21,8 @@ pub(crate) struct Shared {
     pub(crate) lag: LagTracker,
     pub(crate) clock: Clock,
     pub(crate) reads: LogReads,
+    /// Why the keystore's endpoints are not listed.
+    pub(crate) unlisted: WaitReason,
 }
 
 impl Shared {

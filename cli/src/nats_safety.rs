@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use stage0_backplane::WaitReason;
 use stage0_backplane::nats::{Connection, Exposure, MessageAuth, NatsConfig, exposure, persist_requirement};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,8 +20,6 @@ use crate::{files, message_keys};
 /// In the keystore's data directory: since when messages must be authenticated.
 const REQUIREMENT_FILE: &str = "message-auth.json";
 const RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Gives other roles time to start: the state store may not be ready yet.
-const MAX_TRIES: u32 = 20;
 pub(crate) const MAKE_SAFE: &str =
     "give it what `stage0 nats-config` prints, and each role its user, password file, certificate and message keys";
 
@@ -61,18 +60,25 @@ impl NatsSafety {
             tasks.push(tokio::spawn(message_keys::watch(path, auth.clone())));
         }
         if !auth.is_strict() {
-            let mut tries = 0;
             while let Err(error) = store.sync(&auth).await {
-                tries += 1;
-                if tries == MAX_TRIES {
-                    return Err(error);
+                match store {
+                    RequirementStore::StateStore(_) => wait_out(&nats.waiting, &error, RETRY_DELAY).await,
+                    RequirementStore::Directory(_) => return Err(error),
                 }
-                tokio::time::sleep(RETRY_DELAY).await;
             }
             tasks.push(tokio::spawn(watch_requirement(auth, store)));
         }
         Ok(tasks.into_iter().map(AbortOnDropHandle::new).collect())
     }
+}
+
+/// Says why a start has to wait, and waits a moment.
+pub(crate) async fn wait_out(waiting: &WaitReason, error: &anyhow::Error, delay: Duration) {
+    let why = format!("{error:#}");
+    if waiting.set(&why) {
+        tracing::warn!(why, "cannot start yet");
+    }
+    tokio::time::sleep(delay).await;
 }
 
 impl RequirementStore {

@@ -1,7 +1,8 @@
 //! The roles that run alone on NATS: settings in, `build`, `run_until` a signal.
 //!
-//! A failure is printed for people with its causes and what to do, and logged as one event for programs; exit code 1. A
-//! signal is exit code 0, even during the start.
+//! A role waits at its start for what other processes or an administrator provide (`roles/connect.rs`). A failure is
+//! printed for people with its causes and what to do, and logged as one event for programs; exit code 1. A signal is
+//! exit code 0, even during the start.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stage0_audit_export::{AuditExport, ExportConfig};
 use stage0_backplane::Backplane;
-use stage0_backplane::nats::{ConnectError, Connection, NatsConfig};
+use stage0_backplane::nats::{ConnectError, NatsConfig};
 use stage0_contract::Role;
 use stage0_evaluator::{EvaluatorConfig, PolicySettings};
 use stage0_gateway::{Gateway, GatewayConfig, TlsFiles, dev_tls};
@@ -21,16 +22,19 @@ use stage0_runtime::{ProcessContext, ProcessSettings, or_stop};
 
 use crate::args::{VERSION, build_info};
 use crate::exit::Exit;
-use crate::nats_safety::{BackgroundTasks, RequirementStore};
-use crate::settings::NatsSafety;
+use crate::nats_safety::RequirementStore;
 use crate::settings::roles::{EvaluatorSettings, GatewaySettings, OnNats, TlsSource};
 use crate::{failure, out};
 
+mod connect;
 pub(crate) mod probes;
+
+use connect::{connect, prepare};
 
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
     let OnNats { process, nats, safety, log_replicas, service } = settings;
     serve(process, Role::Gateway.as_str(), async move |ProcessContext { stop, health }| {
+        health.set_start_waits(nats.waiting.clone());
         let tls = match service.tls {
             TlsSource::Files(files) => files,
             TlsSource::Dev(dir) => make_dev_tls(dir).await?.0,
@@ -52,6 +56,7 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
 pub(crate) fn evaluator(settings: OnNats<EvaluatorSettings>) -> Exit {
     let OnNats { process, nats, safety, log_replicas, service } = settings;
     serve(process, Role::Evaluator.as_str(), async move |ProcessContext { stop, health }| {
+        health.set_start_waits(nats.waiting.clone());
         let config = load(service).await?;
         let prepared = or_stop(&stop, prepare(Role::Evaluator, &nats, &safety, log_replicas)).await?;
         let Some((own, _guard)) = prepared else { return Ok(()) };
@@ -71,6 +76,7 @@ pub(crate) fn evaluator(settings: OnNats<EvaluatorSettings>) -> Exit {
 pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
     let OnNats { process, nats, safety, log_replicas, service } = settings;
     serve(process, Role::Keystore.as_str(), async move |ProcessContext { stop, health }| {
+        health.set_start_waits(nats.waiting.clone());
         let data_dir = service.data_dir.clone();
         // The other roles keep in the state store what they require of messages; this one has its own directory.
         let connecting =
@@ -102,10 +108,11 @@ pub(crate) fn print_restored(keystore: &Keystore) -> anyhow::Result<()> {
 pub(crate) fn audit_export(settings: OnNats<ExportConfig>) -> Exit {
     let OnNats { process, nats, safety, log_replicas, service } = settings;
     serve(process, Role::AuditExport.as_str(), async move |ProcessContext { stop, health }| {
+        health.set_start_waits(nats.waiting.clone());
         let prepared = or_stop(&stop, prepare(Role::AuditExport, &nats, &safety, log_replicas)).await?;
         let Some((own, _guard)) = prepared else { return Ok(()) };
         let Some(backplane) = or_stop(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
-        let exporter = AuditExport::build(service, backplane).await?;
+        let Some(exporter) = or_stop(&stop, AuditExport::build(service, backplane)).await? else { return Ok(()) };
         tracing::info!(version = VERSION, "audit-export starts");
         let probe = probes::audit_export(own.clone(), exporter.lag());
         let heartbeat = HeartbeatTask::start(&health, &[Role::AuditExport], own.clone(), probe, &stop);
@@ -114,31 +121,6 @@ pub(crate) fn audit_export(settings: OnNats<ExportConfig>) -> Exit {
         own.requests.close().await;
         Ok(served?)
     })
-}
-
-/// Connects a role that keeps in the state store what it requires of messages.
-async fn prepare(
-    role: Role,
-    nats: &NatsConfig,
-    safety: &NatsSafety,
-    replicas: usize,
-) -> anyhow::Result<(Backplane, BackgroundTasks)> {
-    connect(role, nats, safety, replicas, |connection| RequirementStore::StateStore(connection.clone())).await
-}
-
-/// Connects, and checks the server's safety, the role's streams and how they are synced, before anything relies on it.
-async fn connect(
-    role: Role,
-    nats: &NatsConfig,
-    safety: &NatsSafety,
-    replicas: usize,
-    memory: impl FnOnce(&Connection) -> RequirementStore,
-) -> anyhow::Result<(Backplane, BackgroundTasks)> {
-    let connection = Connection::open(nats).await?;
-    safety.refuse_open_servers(nats).await?;
-    connection.prepare(role, replicas).await?;
-    let guard = safety.start_tasks(nats, memory(&connection)).await?;
-    Ok((connection.backplane(), guard))
 }
 
 /// `name` is the role's in metrics.

@@ -5,6 +5,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use stage0_backplane::WaitReason;
+
 use crate::errors::lock;
 
 /// The state of a keystore from its start on. Clones share it.
@@ -14,6 +16,7 @@ pub struct Health(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     fault: Option<String>,
+    waiting: WaitReason,
     remark: Option<String>,
     flags: Option<Flags>,
 }
@@ -28,7 +31,7 @@ struct Flags {
 impl Default for Health {
     fn default() -> Self {
         let fault = Some("it starts".to_owned());
-        Self(Arc::new(Mutex::new(State { fault, remark: None, flags: None })))
+        Self(Arc::new(Mutex::new(State { fault, waiting: WaitReason::default(), remark: None, flags: None })))
     }
 }
 
@@ -69,18 +72,24 @@ impl Health {
 
     pub(crate) fn set_waiting(&self, why: &str) {
         let mut state = lock(&self.0);
-        if state.fault.as_deref() != Some(why) {
+        if state.waiting.set(why) {
             tracing::warn!(why, "keystore does not serve");
+        }
+        if state.fault.as_deref() != Some(why) {
             state.fault = Some(why.to_owned());
         }
     }
 
     pub(crate) fn set_opening(&self) {
-        lock(&self.0).fault = Some("it opens its data".to_owned());
+        let mut state = lock(&self.0);
+        state.waiting.clear();
+        state.fault = Some("it opens its data".to_owned());
     }
 
     pub(crate) fn set_serving(&self) {
-        lock(&self.0).fault = None;
+        let mut state = lock(&self.0);
+        state.waiting.clear();
+        state.fault = None;
     }
 
     pub(crate) fn set_remark(&self, remark: Option<String>) {

@@ -1,12 +1,13 @@
 //! This process's health: served by `/readyz`, and sent to the gateways as a heartbeat every two seconds.
 //!
 //! What makes a role ready is the role's own [`Probe`]. Heartbeats are best effort: a lost one is followed by the next.
+//! A process that is not ready says why in its log, at a limited rate, and when it is ready again.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stage0_backplane::{Backplane, BoxFuture, PublishError};
+use stage0_backplane::{Backplane, BoxFuture, PublishError, WaitReason};
 use stage0_contract::{DeliveryLag, InstanceHeartbeat, InstanceState, MAX_LISTED_POLICIES, PolicyVersion, Role};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -53,6 +54,9 @@ struct Inner {
     stop: CancellationToken,
     /// Unset while the process starts.
     probe: OnceLock<Probe>,
+    /// What the process waits for before it has a probe.
+    start_waits: OnceLock<WaitReason>,
+    not_ready: WaitReason,
     last: Mutex<Option<(Instant, HealthReport)>>,
 }
 
@@ -72,6 +76,8 @@ impl HealthMonitor {
             started_at: Timestamp::now(),
             stop,
             probe: OnceLock::new(),
+            start_waits: OnceLock::new(),
+            not_ready: WaitReason::default(),
             last: Mutex::default(),
         }))
     }
@@ -85,6 +91,11 @@ impl HealthMonitor {
         let _ = self.0.probe.set(probe);
     }
 
+    /// Registers where the start says what it waits for. The first one stays.
+    pub fn set_start_waits(&self, start_waits: WaitReason) {
+        let _ = self.0.start_waits.set(start_waits);
+    }
+
     /// The current report, or one that is at most one second old.
     pub async fn report(&self) -> HealthReport {
         if self.0.stop.is_cancelled() {
@@ -96,7 +107,10 @@ impl HealthMonitor {
         {
             return report.clone();
         }
-        let Some(probe) = self.0.probe.get() else { return HealthReport::fault("it starts") };
+        let Some(probe) = self.0.probe.get() else {
+            let waits_for = self.0.start_waits.get().and_then(WaitReason::get);
+            return HealthReport::fault(waits_for.unwrap_or_else(|| "it starts".to_owned()));
+        };
         let report = timeout(PROBE_TIMEOUT, probe()).await.unwrap_or_else(|_| {
             HealthReport::fault(format!("its health could not be determined within {PROBE_TIMEOUT:?}"))
         });
@@ -108,12 +122,18 @@ impl HealthMonitor {
     async fn send_heartbeats(self, roles: &'static [Role], backplane: Backplane, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(InstanceHeartbeat::INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut had_faults = false;
         loop {
             let stopping = tokio::select! {
                 _ = ticks.tick() => false,
                 () = stop.cancelled() => true,
             };
             let report = if stopping { HealthReport::default() } else { self.report().await };
+            // A single report may be from the moment of the start, or of a peer's.
+            if !stop.is_cancelled() && (had_faults || report.faults.is_empty()) {
+                self.log_readiness(&report);
+            }
+            had_faults = !report.faults.is_empty();
             for role in roles {
                 let heartbeat = self.heartbeat(*role, &report, stopping);
                 let sent = match serde_json::to_vec(&heartbeat) {
@@ -127,6 +147,19 @@ impl HealthMonitor {
             if stopping {
                 return;
             }
+        }
+    }
+
+    fn log_readiness(&self, report: &HealthReport) {
+        if report.faults.is_empty() {
+            if self.0.not_ready.clear() {
+                tracing::info!("ready again");
+            }
+            return;
+        }
+        let why = report.faults.join("; ");
+        if self.0.not_ready.set(&why) {
+            tracing::warn!(why, "not ready");
         }
     }
 
@@ -204,6 +237,17 @@ mod tests {
         assert_eq!(health.report().await.faults, ["it starts"]);
         health.set_probe(probe("x"));
         assert_eq!(health.report().await.faults, ["x"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_waits_while_it_starts_says_for_what() {
+        let (health, waits) = (HealthMonitor::new("1", CancellationToken::new()), WaitReason::default());
+        health.set_start_waits(waits.clone());
+        assert_eq!(health.report().await.faults, ["it starts"]);
+        assert!(waits.set("no server"));
+        assert_eq!(health.report().await.faults, ["no server"]);
+        waits.clear();
+        assert_eq!(health.report().await.faults, ["it starts"]);
     }
 
     #[tokio::test(start_paused = true)]

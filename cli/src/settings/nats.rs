@@ -112,7 +112,8 @@ pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsS
     let auth = message_auth(reader, role, auth);
     let RoleLogin { login, taken } = login?;
     let (config, open_allowed) = config?;
-    let config = NatsConfig { login, auth: auth?, role: Some(role), ..config };
+    // A server that is not there yet is waited for: the next start of the role would find no more than this one.
+    let config = NatsConfig { login, auth: auth?, role: Some(role), connect_timeout: None, ..config };
     Some((config, NatsSafety { open_allowed, message_keys: keys, _login: taken }))
 }
 

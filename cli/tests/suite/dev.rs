@@ -152,13 +152,3 @@ fn the_printed_curl_command_works() {
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer["verdict"], "DEFER", "{command}");
 }
-
-#[test]
-fn a_role_without_nats_ends_with_one_message() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut command = stage0(&["audit-export", "--nats", &format!("nats://{nobody}")]);
-    let ended = crate::harness::ended(&mut command);
-    assert_eq!((ended.code, ended.out.as_str()), (1, ""));
-    let errors: Vec<&str> = ended.err.lines().filter(|line| line.contains("\"ERROR\"")).collect();
-    assert!(errors.len() == 1 && errors[0].contains("no NATS server"), "{}", ended.err);
-}

@@ -67,4 +67,5 @@ mod stops;
 mod storm;
 mod tampering;
 mod units;
+mod waiting;
 mod webhooks;

@@ -2,6 +2,7 @@
 //! reported, and service resumes by itself.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -172,18 +173,35 @@ async fn an_unknown_audit_mode_is_refused() {
     gateway.wait_for("the reason", |line| line.contains("must be `required` or `best-effort`").then_some(()));
 }
 
-/// Starts a gateway and an exporter beside each other; both must give up for this reason.
-async fn no_role_starts(nats: &NatsServer, monitor: &str, why: &str) {
-    let directory = tempfile::tempdir().unwrap();
-    let tls = directory.path().join("tls");
+/// A gateway and an exporter.
+fn recording_roles(nats: &NatsServer, monitor: &str, directory: &Path) -> Vec<Process> {
+    let tls = directory.join("tls");
     let (url, tls) = (nats.url(), tls.to_str().unwrap());
     let common = ["--nats", &url, "--nats-monitor", monitor];
     let gateway = ["gateway", "--listen", "127.0.0.1:0", "--tls-dev-dir", tls];
+    let mut started = Vec::new();
     for own in [gateway.as_slice(), ["audit-export"].as_slice()] {
         let arguments: Vec<_> = own.iter().chain(&common).map(|&argument| argument.to_owned()).collect();
-        let mut process = Process::start(&arguments);
+        started.push(Process::start(&arguments));
+    }
+    started
+}
+
+/// What an operator has to change first ends a role: it would be started in vain again.
+async fn no_role_starts(nats: &NatsServer, monitor: &str, why: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    for mut process in recording_roles(nats, monitor, directory.path()) {
         assert_eq!(process.ended().code(), Some(1), "{}", process.said());
         process.wait_for("the reason", |line| line.contains(why).then_some(()));
+    }
+}
+
+/// What may be there a moment later is waited for, and a signal ends that.
+async fn each_role_waits(nats: &NatsServer, monitor: &str, why: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    for mut process in recording_roles(nats, monitor, directory.path()) {
+        process.wait_for("the reason", |line| (line.contains("cannot start yet") && line.contains(why)).then_some(()));
+        assert_eq!(process.stop().code(), Some(0), "{}", process.said());
     }
 }
 
@@ -194,15 +212,15 @@ async fn on_a_server_that_does_not_sync_no_role_starts() {
 }
 
 #[tokio::test]
-async fn on_a_server_whose_monitor_does_not_answer_no_role_starts() {
+async fn a_monitor_that_does_not_answer_is_waited_for() {
     let nats = NatsServer::start_with(SYNCED).await;
-    no_role_starts(&nats, "http://127.0.0.1:9", "the sync mode of nats is not verified").await;
+    each_role_waits(&nats, "http://127.0.0.1:9", "the sync mode of nats is not verified").await;
 }
 
 #[tokio::test]
-async fn on_a_server_without_jetstream_no_role_starts() {
+async fn a_server_whose_jetstream_does_not_answer_is_waited_for() {
     let nats = NatsServer::start_with("max_payload: 8MB").await;
-    no_role_starts(&nats, &nats.monitor(), "the streams of the decision log cannot be had").await;
+    each_role_waits(&nats, &nats.monitor(), "the streams of the decision log cannot be had").await;
 }
 
 #[tokio::test]

@@ -19,15 +19,20 @@ impl Deployment {
 
     /// As `start`, with so much room for the streams.
     pub(crate) async fn with_room(max_file: &str) -> Self {
+        let deployment = Self::without_streams(max_file).await;
+        let (code, said) = deployment.admin("init");
+        assert_eq!(code, Some(0), "{said}");
+        deployment
+    }
+
+    /// Before the administrator has made the streams.
+    pub(crate) async fn without_streams(max_file: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut init = Process::start(&["stack", "init", "--dir", dir.path().to_str().unwrap()].map(str::to_owned));
         assert!(init.ended().success(), "{}", init.said());
         let settings = settings(&dir.path().join("nats")).replace("20GB", max_file);
         let nats = NatsServer::start_with(&settings).await;
-        let deployment = Self { dir, nats };
-        let (code, said) = deployment.admin("init");
-        assert_eq!(code, Some(0), "{said}");
-        deployment
+        Self { dir, nats }
     }
 
     /// `stage0 nats-admin …`: its exit code, and what it said.
