@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use reqwest::Method;
-use stage0_contract::{InstanceHeartbeat, InstanceState, InstanceStatus, Role, Status};
+use stage0_contract::{InstanceHeartbeat, InstanceState, InstanceStatus, Role, Status, may_run_together};
 
 use crate::client::{Connection, Credential, block_on, target};
 use crate::exit::Exit;
@@ -119,9 +119,28 @@ fn problems(status: &Status) -> Vec<String> {
             "problem: {role} {name} cannot read lines about approvals, so that none is opened: upgrade it"
         ));
     }
+    problems.extend(apart(&running));
     problems.extend(unless_same("several versions run", versions));
     problems.extend(unless_same("evaluators decide by several policies", policies));
     problems
+}
+
+/// Processes whose protocols are too far apart to run side by side.
+fn apart(running: &[&InstanceStatus]) -> Option<String> {
+    let staying = || running.iter().copied().filter(|one| one.seen.state != InstanceState::Stopping);
+    let oldest = staying().min_by_key(|one| one.seen.protocol_version)?;
+    let newest = staying().max_by_key(|one| one.seen.protocol_version)?;
+    if may_run_together(oldest.seen.protocol_version, newest.seen.protocol_version) {
+        return None;
+    }
+    let name = |one: &InstanceStatus| {
+        format!("{} {} speaks protocol {}", one.seen.role, plain(&one.seen.instance), one.seen.protocol_version)
+    };
+    Some(format!(
+        "problem: {}, and {}: they must not run side by side (docs/OPERATIONS.md)",
+        name(oldest),
+        name(newest)
+    ))
 }
 
 fn unless_same(problem: &str, values: impl Iterator<Item = String>) -> Option<String> {
@@ -143,7 +162,7 @@ fn is_replaced(lost: &InstanceStatus, status: &Status) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use stage0_contract::{DeliveryLag, PolicyVersion};
+    use stage0_contract::{DeliveryLag, PROTOCOL_VERSION, PolicyVersion};
 
     use super::*;
 
@@ -164,6 +183,7 @@ mod tests {
             log_edition: InstanceHeartbeat::LOG_EDITION,
             policy_edition: InstanceHeartbeat::POLICY_EDITION,
             policies: Vec::new(),
+            protocol_version: PROTOCOL_VERSION,
         };
         InstanceStatus { seen, seconds_ago: 9 }
     }
@@ -212,6 +232,24 @@ mod tests {
         status.instances.push(one(Role::AuditExport, InstanceState::Ready));
         status.instances[3].seen.state = InstanceState::Lost;
         assert!(!problems(&status).join("\n").contains("cannot read"));
+    }
+
+    #[test]
+    fn protocols_that_are_too_far_apart_are_a_problem_whichever_gateway_is_asked() {
+        let mut status = healthy();
+        status.instances[1].seen.protocol_version = 7;
+        status.instances[2].seen.protocol_version = 8;
+        let far = |status: &Status| problems(status).join("\n").contains("must not run side by side");
+        assert!(far(&status));
+        let found = problems(&status).join("\n");
+        assert!(found.contains("gateway host-1 speaks protocol 1, and keystore host-1 speaks protocol 8"), "{found}");
+        for one in &mut status.instances {
+            one.seen.protocol_version = one.seen.protocol_version.max(7);
+        }
+        assert!(!far(&status), "neighbours may");
+        status.instances[0].seen.protocol_version = 1;
+        status.instances[0].seen.state = InstanceState::Stopping;
+        assert!(!far(&status), "it ends");
     }
 
     #[test]

@@ -44,6 +44,18 @@ pub struct InstanceHeartbeat {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("maxItems" = 64))]
     pub policies: Vec<PolicyVersion>,
+    /// The protocol that it speaks with other processes; 0, or absent: that of releases before it had a number.
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
+    pub protocol_version: u32,
+}
+
+/// The protocol that processes of this release speak: the messages between them, the log, and what they store for each
+/// other. A release that changes it raises the number by one.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Whether processes that speak these protocols may run side by side: those of one release and of the next.
+pub const fn may_run_together(one: u32, other: u32) -> bool {
+    one.abs_diff(other) <= 1
 }
 
 /// The longest name or version.
@@ -152,6 +164,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_neighbouring_protocols_run_side_by_side() {
+        for (one, other) in [(0, 0), (0, 1), (1, 0), (7, 8)] {
+            assert!(may_run_together(one, other), "{one} {other}");
+        }
+        for (one, other) in [(0, 2), (2, 0), (1, 3), (u32::MAX, 0)] {
+            assert!(!may_run_together(one, other), "{one} {other}");
+        }
+    }
+
+    #[test]
     fn remarks_are_cut_to_what_is_kept() {
         let long = "ä".repeat(MAX_REMARK_BYTES);
         let remarks = InstanceHeartbeat::remarks_of(vec![long; MAX_REMARKS + 1]);
@@ -167,6 +189,7 @@ mod tests {
             log_edition: 0,
             policy_edition: 0,
             policies: Vec::new(),
+            protocol_version: 0,
         };
         assert_eq!((remarks.len(), remarks[0].len()), (MAX_REMARKS, MAX_REMARK_BYTES));
         assert!(seen(remarks).is_small());

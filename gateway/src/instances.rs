@@ -2,17 +2,18 @@
 //!
 //! It is for people, and for two questions: whether lines about approvals may be written, which every process must be
 //! able to read ([`Instances::can_record`]), and which evaluator knows of no published policies
-//! ([`Instances::evaluator_without_policies`]). Neither decides a check. Each role has its own subject,
-//! and a process can only report its own role. Memory is bounded: large heartbeats are dropped, and beyond the limit of
-//! a role the process that was silent longest is removed.
+//! ([`Instances::evaluator_without_policies`]). Neither decides a check. People also learn which processes must not run
+//! beside this version ([`Instances::remark`]). Each role has its own subject, and a process can only report its own
+//! role. Memory is bounded: large heartbeats are dropped, and beyond the limit of a role the process that was silent
+//! longest is removed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use stage0_backplane::{Backplane, Event, ServeError};
-use stage0_contract::{InstanceHeartbeat, InstanceState, InstanceStatus, Role};
+use stage0_backplane::{Backplane, Event, ServeError, WaitReason};
+use stage0_contract::{InstanceHeartbeat, InstanceState, InstanceStatus, PROTOCOL_VERSION, Role, may_run_together};
 
 /// Three missed heartbeats.
 const LOST_AFTER: Duration = InstanceHeartbeat::INTERVAL.saturating_mul(3);
@@ -20,6 +21,8 @@ const LOST_AFTER: Duration = InstanceHeartbeat::INTERVAL.saturating_mul(3);
 const STOPPING_TTL: Duration = Duration::from_secs(15);
 const LOST_TTL: Duration = Duration::from_secs(15 * 60);
 const MAX_PER_ROLE: usize = 250;
+/// Processes that a remark names.
+const MAX_NAMED: usize = 8;
 /// Longer than the interval of heartbeats.
 const LISTEN_BEFORE_RECORDING: Duration = Duration::from_secs(3);
 /// From this `log_edition` on a process can read lines of every kind.
@@ -31,11 +34,13 @@ pub(crate) struct Instances {
     /// All roles are in this process, so that no other version reads the log.
     is_single_process: bool,
     heartbeats: Mutex<HashMap<(Role, String), (Instant, InstanceHeartbeat)>>,
+    /// Limits how often the log names processes that must not run beside this version.
+    incompatible: WaitReason,
 }
 
 impl Instances {
     pub(crate) fn new(now: Instant, is_single_process: bool) -> Self {
-        Self { since: now, is_single_process, heartbeats: Mutex::default() }
+        Self { since: now, is_single_process, heartbeats: Mutex::default(), incompatible: WaitReason::default() }
     }
 
     /// Whether every process can read lines about approvals and stops, as far as heartbeats tell. Not before each of
@@ -66,6 +71,43 @@ impl Instances {
         alive.find(|(_, seen)| is_old(seen)).map(|(_, seen)| seen.instance.clone())
     }
 
+    /// Names the processes that live and must not run beside this version; none: there are none.
+    pub(crate) fn remark(&self, now: Instant) -> Option<String> {
+        let heartbeats = self.lock();
+        let alive = heartbeats.values().filter(|(at, seen)| {
+            now.saturating_duration_since(*at) <= LOST_AFTER && seen.state != InstanceState::Stopping
+        });
+        let far = alive.filter(|(_, seen)| !may_run_together(seen.protocol_version, PROTOCOL_VERSION));
+        let mut names: Vec<_> = far
+            .map(|(_, seen)| {
+                let InstanceHeartbeat { role, instance, version, protocol_version, .. } = seen;
+                format!("{role} {instance} ({version}, protocol {protocol_version})")
+            })
+            .collect();
+        names.sort();
+        names.truncate(MAX_NAMED);
+        let names = names.join(", ");
+        (!names.is_empty()).then(|| {
+            format!(
+                "versions: these must not run beside this gateway, which speaks protocol {PROTOCOL_VERSION}: {names} \
+                 (docs/OPERATIONS.md)"
+            )
+        })
+    }
+
+    fn log_incompatible(&self, now: Instant) {
+        match self.remark(now) {
+            Some(why) => {
+                if self.incompatible.set(&why) {
+                    tracing::error!(why, "processes run that must not run side by side");
+                }
+            }
+            None => {
+                self.incompatible.clear();
+            }
+        }
+    }
+
     /// From when on every running process has sent a heartbeat.
     pub(crate) fn complete_from(&self) -> Instant {
         self.since + InstanceHeartbeat::INTERVAL + InstanceHeartbeat::INTERVAL / 4
@@ -93,7 +135,9 @@ impl Instances {
             let Event::Message(bytes) = event else { continue };
             match serde_json::from_slice::<InstanceHeartbeat>(&bytes) {
                 Ok(heartbeat) if heartbeat.role == role && heartbeat.is_small() => {
-                    self.record(heartbeat, Instant::now());
+                    let now = Instant::now();
+                    self.record(heartbeat, now);
+                    self.log_incompatible(now);
                 }
                 Ok(_) | Err(_) => tracing::debug!(%role, "a process said of itself what cannot be believed"),
             }
@@ -146,6 +190,7 @@ mod tests {
             log_edition: InstanceHeartbeat::LOG_EDITION,
             policy_edition: InstanceHeartbeat::POLICY_EDITION,
             policies: Vec::new(),
+            protocol_version: PROTOCOL_VERSION,
             role: Role::Evaluator,
             instance: instance.to_owned(),
             version: "1".to_owned(),
@@ -224,6 +269,26 @@ mod tests {
         instances.record(of_last_release("old"), now);
         assert_eq!(instances.evaluator_without_policies(now + LOST_AFTER).as_deref(), Some("old"));
         assert_eq!(instances.evaluator_without_policies(now + LOST_AFTER * 2), None, "it is lost");
+    }
+
+    #[test]
+    fn a_process_of_a_distant_protocol_is_named_while_it_lives() {
+        let now = Instant::now();
+        let instances = Instances::new(now, false);
+        let speaks = |name: &str, protocol_version| InstanceHeartbeat {
+            protocol_version,
+            ..heartbeat(name, InstanceState::Ready)
+        };
+        for (name, protocol) in [("own", PROTOCOL_VERSION), ("next", PROTOCOL_VERSION + 1), ("last", 0)] {
+            instances.record(speaks(name, protocol), now);
+        }
+        let stopping = InstanceHeartbeat { state: InstanceState::Stopping, ..speaks("stopping", PROTOCOL_VERSION + 2) };
+        instances.record(stopping, now);
+        assert_eq!(instances.remark(now), None);
+        instances.record(speaks("far", PROTOCOL_VERSION + 2), now);
+        let remark = instances.remark(now + LOST_AFTER).unwrap();
+        assert!(remark.contains("evaluator far (1, protocol 3)") && !remark.contains("next"), "{remark}");
+        assert_eq!(instances.remark(now + LOST_AFTER * 2), None, "it is lost");
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ impl Readiness {
         &self,
         backplane: &Backplane,
         audit: Audit,
-        key_cache_remark: impl FnOnce() -> Option<String>,
+        own_remarks: impl FnOnce() -> Vec<String>,
     ) -> ReadinessReport {
         let mut last = self.last.lock().await;
         if let Some((at, report)) = &*last
@@ -33,7 +33,7 @@ impl Readiness {
             return report.clone();
         }
         let Probe { faults, mut remarks, policy_version } = probe(backplane, audit).await;
-        remarks.extend(key_cache_remark());
+        remarks.extend(own_remarks());
         let (ready, audit) = (faults.is_empty(), audit.into());
         let report = ReadinessReport { ready, audit, policy_version, reasons: [faults, remarks].concat() };
         *last = Some((Instant::now(), report.clone()));

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stage0_backplane::{Backplane, BoxFuture, PublishError, WaitReason};
-use stage0_contract::{DeliveryLag, InstanceHeartbeat, InstanceState, MAX_LISTED_POLICIES, PolicyVersion, Role};
+use stage0_contract::{
+    DeliveryLag, InstanceHeartbeat, InstanceState, MAX_LISTED_POLICIES, PROTOCOL_VERSION, PolicyVersion, Role,
+};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -175,6 +177,7 @@ impl HealthMonitor {
             log_edition: InstanceHeartbeat::LOG_EDITION,
             policy_edition: if is_evaluator { InstanceHeartbeat::POLICY_EDITION } else { 0 },
             policies: policies.cloned().collect(),
+            protocol_version: PROTOCOL_VERSION,
             role,
             instance: self.0.instance.clone(),
             version: self.0.version.clone(),

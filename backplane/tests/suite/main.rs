@@ -21,6 +21,7 @@ mod metrics;
 mod notices;
 mod power_cut;
 mod refusals;
+mod releases;
 mod requests;
 mod roles;
 mod sealing;

@@ -9,15 +9,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Client;
 use serde::Deserialize;
-use stage0_backplane::nats::{Connection, Exposure, JetStreamState, NatsConfig, exposure};
+use stage0_backplane::nats::{Connection, Exposure, JetStreamState, NatsConfig, Release, exposure};
 use stage0_backplane::{Backplane, ClockError, Event};
 use stage0_contract::{
-    EvaluatorStatus, InstanceHeartbeat, KEYSTORE_RECORDS, KeystoreStatus, RUN_RECORDS, Request, Role, SigningKeys,
-    USAGE_RECORDS,
+    EvaluatorStatus, InstanceHeartbeat, KEYSTORE_RECORDS, KeystoreStatus, PROTOCOL_VERSION, RUN_RECORDS, Request, Role,
+    SigningKeys, USAGE_RECORDS, may_run_together,
 };
 use tokio::time::Instant;
 
 use super::{Finding, Severity, free_space};
+use crate::args::VERSION;
 use crate::nats_safety::MAKE_SAFE;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -72,6 +73,7 @@ pub(super) async fn check(role: Role, config: &NatsConfig, open_allowed: bool) -
         Ok(connection) => {
             findings.push(server(&connection));
             findings.push(streams(role, &connection).await);
+            findings.push(release(role, &connection).await);
             let backplane = connection.backplane();
             findings.extend(rights(role, &backplane).await);
             backplane.requests.close().await;
@@ -195,7 +197,9 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
             findings.push(log(backplane).await);
             findings.extend(state_store(backplane, USAGE_RECORDS).await);
             findings.push(store_clock(backplane).await);
-            findings.push(log_editions(&heard(backplane).await));
+            let heard = heard(backplane).await;
+            findings.push(log_editions(&heard));
+            findings.push(protocols(&heard));
         }
         Role::Evaluator => {
             findings.extend(state_store(backplane, RUN_RECORDS).await);
@@ -244,6 +248,43 @@ fn log_editions(heard: &[InstanceHeartbeat]) -> Finding {
     }
     let names = old.into_iter().collect::<Vec<_>>().join(", ");
     Finding::warn("approvals", format!("none is opened while these cannot read their lines: {names}"), "upgrade them")
+}
+
+/// Processes of releases that are too far apart must not run side by side.
+fn protocols(heard: &[InstanceHeartbeat]) -> Finding {
+    if heard.is_empty() {
+        return Finding::skipped("versions", "no process was heard", "start the roles, and try again");
+    }
+    let far = heard.iter().filter(|one| !may_run_together(one.protocol_version, PROTOCOL_VERSION));
+    let name = |one: &InstanceHeartbeat| {
+        format!("{} {} ({}, protocol {})", one.role, one.instance, one.version, one.protocol_version)
+    };
+    let far: BTreeSet<String> = far.map(name).collect();
+    if far.is_empty() {
+        return Finding::ok("versions", format!("every process may run beside this one (protocol {PROTOCOL_VERSION})"));
+    }
+    let names = far.into_iter().collect::<Vec<_>>().join(", ");
+    let found = format!("these must not run beside this one, which speaks protocol {PROTOCOL_VERSION}: {names}");
+    Finding::error("versions", found, "replace them: docs/OPERATIONS.md, \"Versions side by side\"")
+}
+
+/// Whether this version may start as the role, by what has run in this deployment.
+async fn release(role: Role, connection: &Connection) -> Finding {
+    let own = Release { protocol_version: PROTOCOL_VERSION, version: VERSION.to_owned() };
+    let newest = match connection.newest_release(role).await {
+        Ok(newest) => newest,
+        Err(error) => {
+            let why = format!("{:#}", anyhow::Error::from(error));
+            return Finding::error("version", why, GET_RIGHTS);
+        }
+    };
+    let Some(newest) = newest else {
+        return Finding::ok("version", format!("{own}: it is the first {role} that is recorded here"));
+    };
+    match own.may_follow(&newest, role) {
+        Ok(()) => Finding::ok("version", format!("{own}: the newest that has run here is {newest}")),
+        Err(error) => Finding::error("version", error.to_string(), "install the right version"),
+    }
 }
 
 /// Compares this host's clock with that of the server that leads the state store's stream.
@@ -384,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_cannot_read_lines_about_approvals_is_a_warning() {
+    fn a_process_that_cannot_read_lines_about_approvals_is_a_warning_and_one_of_a_distant_protocol_an_error() {
         let heartbeat = |name: &str, log_edition| InstanceHeartbeat {
             role: Role::AuditExport,
             instance: name.to_owned(),
@@ -397,6 +438,7 @@ mod tests {
             log_edition,
             policy_edition: 0,
             policies: Vec::new(),
+            protocol_version: PROTOCOL_VERSION,
         };
         assert_eq!(log_editions(&[]).severity, Severity::Skipped);
         let new = heartbeat("new", InstanceHeartbeat::LOG_EDITION);
@@ -404,5 +446,12 @@ mod tests {
         let found = log_editions(&[new, heartbeat("old", 0), heartbeat("old", 0)]);
         assert_eq!(found.severity, Severity::Warn);
         assert!(found.found.ends_with("lines: audit-export old (0.1.0)"), "{}", found.found);
+
+        assert_eq!(protocols(&[]).severity, Severity::Skipped);
+        let speaks = |protocol_version| InstanceHeartbeat { protocol_version, ..heartbeat("one", 1) };
+        assert_eq!(protocols(&[speaks(PROTOCOL_VERSION + 1)]).severity, Severity::Ok);
+        let found = protocols(&[speaks(PROTOCOL_VERSION + 2)]);
+        assert_eq!(found.severity, Severity::Error);
+        assert!(found.found.ends_with("audit-export one (0.1.0, protocol 3)"), "{}", found.found);
     }
 }

@@ -2,14 +2,16 @@
 //!
 //! It waits for a server, for its streams, for a monitor and for the state store, for as long as it takes, and its log
 //! and `/readyz` say for which. If it ended instead, it would only be started again. What waiting cannot mend is an
-//! error: refused credentials, a server that is open to anybody, streams with wrong settings.
+//! error: refused credentials, a server that is open to anybody, streams with wrong settings, a version that must not
+//! run here.
 
 use std::time::Duration;
 
 use stage0_backplane::Backplane;
-use stage0_backplane::nats::{Connection, NatsConfig, PrepareError};
-use stage0_contract::Role;
+use stage0_backplane::nats::{Connection, NatsConfig, PrepareError, Release};
+use stage0_contract::{PROTOCOL_VERSION, Role};
 
+use crate::args::VERSION;
 use crate::nats_safety::{BackgroundTasks, RequirementStore, wait_out};
 use crate::settings::NatsSafety;
 
@@ -25,7 +27,8 @@ pub(super) async fn prepare(
     connect(role, nats, safety, replicas, |connection| RequirementStore::StateStore(connection.clone())).await
 }
 
-/// Connects, and checks the server's safety, the role's streams and how they are synced, before anything relies on it.
+/// Connects, and checks the server's safety, the role's streams, how they are synced, and that this version may run
+/// here, before anything relies on it.
 pub(super) async fn connect(
     role: Role,
     nats: &NatsConfig,
@@ -37,6 +40,7 @@ pub(super) async fn connect(
     safety.refuse_open_servers(nats).await?;
     let connection = with_streams(connection, role, nats, replicas).await?;
     let guard = safety.start_tasks(nats, memory(&connection)).await?;
+    admit(&connection, role, nats).await?;
     nats.waiting.clear();
     Ok((connection.backplane(), guard))
 }
@@ -69,4 +73,16 @@ async fn with_streams(
             connection = Connection::open(nats).await?;
         }
     }
+}
+
+/// Waits until it is known whether this version may run here.
+async fn admit(connection: &Connection, role: Role, nats: &NatsConfig) -> anyhow::Result<()> {
+    let own = Release { protocol_version: PROTOCOL_VERSION, version: VERSION.to_owned() };
+    while let Err(error) = connection.admit(role, &own).await {
+        if !error.is_temporary() {
+            return Err(error.into());
+        }
+        wait_out(&nats.waiting, &error.into(), RETRY_DELAY).await;
+    }
+    Ok(())
 }

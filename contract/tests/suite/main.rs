@@ -282,6 +282,7 @@ const FIXTURES: &[Fixture] = &[
     fixture::<<ListKeys as Request>::Reply>("key_page_member"),
     fixture::<CreateWebhook>("create_webhook_events"),
     fixture::<InstanceHeartbeat>("instance_seen_log_edition"),
+    fixture::<InstanceHeartbeat>("instance_seen_protocol"),
     fixture::<MaskText>("mask_text"),
     fixture::<MaskText>("mask_text_policies"),
     fixture::<MaskTextReply>("mask_text_reply"),

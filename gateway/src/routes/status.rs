@@ -16,7 +16,11 @@ pub(super) async fn alive() -> HttpResponse {
 }
 
 pub(super) async fn ready(state: Data<AppState>) -> HttpResponse {
-    let report = state.readiness.report(&state.backplane, state.config.audit, || state.key_cache.remark()).await;
+    let own_remarks = || -> Vec<String> {
+        let now = Instant::now();
+        state.key_cache.remark().into_iter().chain(state.instances.remark(now)).collect()
+    };
+    let report = state.readiness.report(&state.backplane, state.config.audit, own_remarks).await;
     let mut response = if report.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
     response.json(report)
 }

@@ -67,5 +67,6 @@ mod stops;
 mod storm;
 mod tampering;
 mod units;
+mod versions;
 mod waiting;
 mod webhooks;

@@ -36,6 +36,7 @@ fn heartbeat(role: Role, log_edition: u32) -> InstanceHeartbeat {
         log_edition,
         policy_edition: 0,
         policies: Vec::new(),
+        protocol_version: 0,
     }
 }
 
