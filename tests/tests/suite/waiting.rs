@@ -32,7 +32,8 @@ fn said_once(process: &Process, text: &str) {
 /// `/readyz` of a role's own listener: status and reasons.
 async fn readiness(address: &str) -> Option<(u16, String)> {
     let answer = reqwest::get(format!("http://{address}/readyz")).await.ok()?;
-    let (status, report) = (answer.status().as_u16(), answer.json::<Value>().await.ok()?);
+    let (status, report) = (answer.status().as_u16(), answer.text().await.ok()?);
+    let report: Value = serde_json::from_str(&report).ok()?;
     Some((status, report["reasons"].to_string()))
 }
 
