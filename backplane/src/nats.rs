@@ -45,8 +45,8 @@ pub use exposure::{Enforced, Exposure, exposure};
 pub use fsync_check::{SyncFault, SyncMode};
 pub use health::Health;
 pub use monitor::JetStreamState;
-pub use nats_conf::{Logins, NatsServerConf};
 pub use release::{Release, ReleaseError};
+pub use nats_conf::{ClusterConf, ClusterRoute, Logins, NatsServerConf};
 
 use crate::{Backplane, metrics};
 use jetstream::JetError;

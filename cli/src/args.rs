@@ -339,9 +339,13 @@ reads their passwords from its variables: GATEWAY_1_PASSWORD and so on, and ADMI
 `stage0 nats-admin`. `--logins-dir` creates passwords instead: give each role its directory (`--nats-logins`), and the
 server the file `passwords.conf` beside its configuration (`--passwords passwords.conf`).
 
+A server of a cluster has --cluster and a --route to each of the others, and a --name of its own. Its certificate has
+the DNS name by which the others know it, and the extended key usages of a server and of a client.
+
 Examples:
   stage0 nats-config --keys-dir /etc/stage0/keys > /etc/nats/nats.conf
-  stage0 nats-config --logins-dir /etc/stage0/logins --passwords passwords.conf > nats.conf")]
+  stage0 nats-config --logins-dir /etc/stage0/logins --passwords passwords.conf > nats.conf
+  stage0 nats-config --name n1 --cluster stage0 --route n2:6222 --route n3:6222 > nats.conf")]
     NatsConfig(NatsConfigArgs),
     /// Creates, checks and upgrades the streams on NATS, with the administrator's login
     #[command(after_help = "\

@@ -8,6 +8,8 @@
 //! accounts an answer returns to the account of the request, where no such subject leads further.
 //! INVARIANT: no role may create or change a stream: its settings control everything in it.
 
+mod cluster;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -17,6 +19,8 @@ use super::config::INBOXES;
 use super::jetstream::MAX_READS;
 use super::streams::{StreamName, StreamSpec};
 use crate::MAX_CONCURRENT_LISTS;
+
+pub use cluster::{ClusterConf, ClusterRoute};
 
 /// What differs between two deployments.
 #[derive(Debug, Clone)]
@@ -33,12 +37,14 @@ pub struct NatsServerConf {
     pub tls_dir: PathBuf,
     /// Where JetStream keeps its files.
     pub store_dir: PathBuf,
-    /// How much disk JetStream may use, for example `20GB`.
+    /// How much disk of this server JetStream may use, for example `20GB`.
     pub max_file: String,
     /// A file that sets the password variables, relative to this file; none: they come from the environment.
     pub passwords: Option<String>,
     /// How many processes of each role get a login of their own.
     pub logins: Logins,
+    /// None for a server that is no part of a cluster.
+    pub cluster: Option<ClusterConf>,
 }
 
 /// How many logins each role has: `gateway-1`, `gateway-2`, and so on, so that no process receives the replies to
@@ -127,7 +133,11 @@ impl NatsServerConf {
     /// The file, in nats-server's own format.
     pub fn render(&self) -> String {
         let shares = shares(&self.prefix);
-        let max_file = &self.max_file;
+        // Of a cluster's account, each copy of a stream counts.
+        let max_file = match &self.cluster {
+            None => self.max_file.clone(),
+            Some(_) => cluster::times(&self.max_file, cluster::COPIES),
+        };
         let max_streams = StreamSpec::all(&self.prefix).len();
         let mut accounts = vec![
             format!(
@@ -164,6 +174,7 @@ impl NatsServerConf {
         let (cert, key, ca) = (tls("server.pem"), tls("server.key"), tls("ca.pem"));
         let store = quoted(&store_dir.display().to_string());
         let max_connections = Role::ALL.into_iter().map(max_connections).sum::<usize>() + MAX_ADMIN_CONNECTIONS;
+        let cluster = self.cluster.as_ref().map(ClusterConf::render).unwrap_or_default();
         format!(
             r#"# NATS for a deployment of Stage0 with the prefix `{prefix}`, made by `stage0 nats-config`.
 # Needs nats-server 2.15 or newer. There is one account per role, and between accounts only what the roles need. Each
@@ -197,7 +208,7 @@ ping_max: 2
 write_deadline: "5s"
 lame_duck_grace_period: "5s"
 lame_duck_duration: "30s"
-
+{cluster}
 jetstream {{
   store_dir: {store}
   max_file: {max_file}

@@ -68,6 +68,7 @@ pub(crate) async fn server_with(max_file: &str, logins: Logins) -> NatsServer {
         max_file: max_file.to_owned(),
         passwords: None,
         logins,
+        cluster: None,
     };
     let (mut settings, mut in_tls) = (String::new(), false);
     for line in file.render().lines() {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use stage0_backplane::nats::Logins;
+use stage0_backplane::nats::{ClusterRoute, Logins};
 
 use crate::settings::stream_size;
 
@@ -31,9 +31,21 @@ pub(crate) struct NatsConfigArgs {
     /// Directory of JetStream's data
     #[arg(long, value_name = "DIR", default_value = "/var/lib/nats")]
     pub(crate) store_dir: PathBuf,
-    /// Disk space that JetStream may use
+    /// Disk space that JetStream may use on this server
     #[arg(long, value_name = "SIZE", default_value = "20GB", value_parser = size)]
     pub(crate) max_store: String,
+    /// Makes the server one of a cluster with this name, which is the same on each of its servers; needs --route
+    #[arg(long, value_name = "NAME", value_parser = word)]
+    pub(crate) cluster: Option<String>,
+    /// Address to serve the routes of the cluster's other servers on (default: 0.0.0.0:6222)
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) cluster_listen: Option<SocketAddr>,
+    /// Another server of the cluster, by a DNS name in its certificate; repeated for each of them
+    #[arg(long = "route", value_name = "NAME:PORT", value_parser = route)]
+    pub(crate) routes: Vec<ClusterRoute>,
+    /// Directory with `server.pem`, `server.key` and `ca.pem` for routes (default: the one of --tls-dir)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cluster_tls_dir: Option<PathBuf>,
     /// File beside the configuration that sets the password variables (default: the environment sets them)
     #[arg(long, value_name = "FILE", value_parser = word)]
     pub(crate) passwords: Option<String>,
@@ -110,6 +122,12 @@ fn word(text: &str) -> Result<String, String> {
     is_usable.then(|| text.to_owned()).ok_or_else(|| rule.to_owned())
 }
 
+fn route(text: &str) -> Result<ClusterRoute, String> {
+    let rule = "must be a DNS name and a port, such as n2.example:6222; not an address, as servers know each other by \
+                the names in their certificates";
+    ClusterRoute::parse(text).ok_or_else(|| rule.to_owned())
+}
+
 fn count(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|count| *count <= MAX_LOGINS).ok_or_else(|| format!("must be 0 to {MAX_LOGINS}"))
 }
@@ -132,6 +150,9 @@ mod tests {
         }
         for bad in ["", "20", "GB", "0GB", "-1GB", "2 GB", "20GB }"] {
             assert!(size(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["", "n2", "10.0.0.2:6222", "nats-route://n2:6222", "n2:0"] {
+            assert!(route(bad).unwrap_err().contains("DNS name"), "{bad:?}");
         }
         assert_eq!((prefix("a.b-1").unwrap(), size("20GB").unwrap()), ("a.b-1".to_owned(), "20GB".to_owned()));
     }

@@ -124,6 +124,7 @@ fn server_file() -> NatsServerConf {
         max_file: "20GB".to_owned(),
         passwords: Some(PASSWORDS_FILE.to_owned()),
         logins: Logins::default(),
+        cluster: None,
     }
 }
 

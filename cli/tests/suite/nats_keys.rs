@@ -49,6 +49,22 @@ fn nats_config_also_creates_message_keys() {
 }
 
 #[test]
+fn nats_config_writes_a_server_of_a_cluster_only_where_all_of_it_is_said() {
+    let alone = run(&["nats-config"]);
+    assert!(alone.code == 0 && !alone.out.contains("cluster"), "{}", alone.err);
+    let others = ["--route", "n2:6222", "--route", "n3:6222"];
+    let one = run(&[&["nats-config", "--cluster", "c"][..], &others[..]].concat());
+    assert!(one.code == 0 && one.out.contains("cluster {\n  name: c\n  listen: \"0.0.0.0:6222\""), "{}", one.err);
+    let nameless = run(&[&["nats-config"][..], &others[..]].concat());
+    assert_eq!((nameless.code, nameless.out.as_str()), (64, ""));
+    assert!(nameless.err.contains("--route needs --cluster NAME"), "{}", nameless.err);
+    let of_two = run(&["nats-config", "--cluster", "c", "--route", "n2:6222"]);
+    assert!(of_two.code == 64 && of_two.err.contains("at least two of them"), "{}", of_two.err);
+    let by_address = run(&["nats-config", "--cluster", "c", "--route", "10.0.0.2:6222"]);
+    assert!(by_address.code == 64 && by_address.err.contains("--route"), "{}", by_address.err);
+}
+
+#[test]
 fn an_unusable_message_key_file_is_a_mistake_in_the_settings() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("keys");

@@ -73,6 +73,7 @@ impl Server {
             max_file: "1GB".to_owned(),
             passwords: None,
             logins: Logins::SHARED,
+            cluster: None,
         };
         let of_this_place = ["server_name:", "listen:", "http:", "ping_interval:", "  store_dir:"];
         let admin = format!("${}", NatsServerConf::ADMIN_PASSWORD_VARIABLE);
