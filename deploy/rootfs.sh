@@ -26,9 +26,10 @@ echo 'stage0:x:65532:' > "$target/root/etc/group"
 # Without this file glibc asks DNS before it reads /etc/hosts.
 echo 'hosts: files dns' > "$target/root/etc/nsswitch.conf"
 # A new named volume inherits owner and mode of the directory that it is mounted on.
-for directory in var/lib/stage0 var/lib/nats etc/stage0 stack/authority stack/nats stack/gateway stack/evaluator stack/keystore \
-  stack/audit-export stack/admin stack/receiver stack/balancer stack/client stack/operator stack/secret; do
+for directory in var/lib/stage0 var/lib/nats var/lib/nats-2 var/lib/nats-3 etc/stage0 stack/authority stack/nats stack/nats-2 stack/nats-3 \
+  stack/gateway stack/evaluator stack/keystore stack/audit-export stack/admin stack/receiver stack/balancer stack/client stack/operator \
+  stack/secret; do
   mkdir -p "$target/owned/$directory"
 done
-chmod -R u=rwX,go= "$target/owned/var/lib/stage0" "$target/owned/var/lib/nats" "$target/owned/etc/stage0" "$target/owned/stack"/*
+chmod -R u=rwX,go= "$target/owned/var/lib"/* "$target/owned/etc/stage0" "$target/owned/stack"/*
 chmod 755 "$target/root/tmp" "$target/owned" "$target/owned/var" "$target/owned/var/lib" "$target/owned/etc" "$target/owned/stack"

@@ -17,7 +17,7 @@ const CA_FILE: &str = "ca.pem";
 
 pub(crate) fn run(command: StackCommand) -> anyhow::Result<()> {
     match command {
-        StackCommand::Init { dir, hosts } => init::init(&dir, &hosts),
+        StackCommand::Init { dir, hosts, nats_nodes } => init::init(&dir, &hosts, nats_nodes),
         StackCommand::Open(args) => open::StackOpen(*args).run(),
         StackCommand::Ca { dir } => print_file(&dir.join(CA_FILE)),
         StackCommand::Key { dir } => print_file(&dir.join(API_KEY_FILE)),

@@ -17,6 +17,9 @@ pub(crate) enum StackCommand {
         /// Additional name or address of the gateways for clients; may be repeated
         #[arg(long = "host", value_name = "NAME")]
         hosts: Vec<String>,
+        /// Servers of NATS: 1, or 3 or 5 that are a cluster, `nats`, `nats-2` and so on, each with a subdirectory
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = nodes)]
+        nats_nodes: u16,
     },
     /// Waits until the stack is ready, creates an account, a key and the receiver's endpoint once, and prints how to
     /// use it
@@ -33,6 +36,10 @@ pub(crate) enum StackCommand {
         #[arg(long, value_name = "DIR", default_value = "/etc/stage0")]
         dir: PathBuf,
     },
+}
+
+fn nodes(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|count| [1, 3, 5].contains(count)).ok_or_else(|| "must be 1, 3 or 5".to_owned())
 }
 
 #[derive(Debug, Args)]

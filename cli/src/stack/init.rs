@@ -1,18 +1,19 @@
 //! `stage0 stack init`: certificates, passwords and the NATS configuration, in a directory for each service.
 //!
 //! `authority/` belongs to no service: it holds the keys of two authorities (HTTPS, NATS), the passwords and the
-//! message keys of all roles. INVARIANT: a directory holds no secret of another service, except that NATS knows the
-//! passwords of all roles and that two roles share the key with which they authenticate each other.
+//! message keys of all roles. INVARIANT: a directory holds no secret of another service, except that every server of
+//! NATS knows the passwords of all roles and that two roles share the key with which they authenticate each other.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use stage0_backplane::nats::{Logins, NatsServerConf, Requirement};
+use stage0_backplane::nats::{ClusterConf, ClusterRoute, Logins, NatsServerConf, Requirement};
 use stage0_contract::Role;
 use stage0_gateway::{Authority, Leaf, TlsFiles};
 
 use super::CA_FILE;
+use crate::nats_config::ROUTES_PORT;
 use crate::{files, logins, message_keys, out};
 
 const MOUNTED_AT: &str = "/etc/stage0";
@@ -25,7 +26,11 @@ const LOGINS_DIR: &str = "logins";
 /// The names in the gateways' certificate, beside those of `--host`.
 const GATEWAY_HOSTS: [&str; 5] = ["localhost", "127.0.0.1", "::1", "gateway", "balancer"];
 
-pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
+/// The first server of NATS; others have numbers.
+const NATS: &str = "nats";
+const CLUSTER: &str = "stage0";
+
+pub(super) fn init(dir: &Path, hosts: &[String], nats_nodes: u16) -> anyhow::Result<()> {
     for host in hosts {
         let usable = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:".contains(&b));
         ensure!(usable, "`--host` must be a name or an address, not `{}`", host.escape_debug());
@@ -58,12 +63,8 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
         issue(&nats, &folder, "nats", &Leaf { name: role.as_str(), hosts: &[role.as_str()], client: true })?;
     }
     init_admin(dir, &authority_dir, &nats, &mut passwords)?;
+    init_nats(dir, &nats, nats_nodes, &passwords)?;
     let server = |name, hosts| Leaf { name, hosts, client: false };
-    let nats_dir = service_dir(dir, "nats", &nats)?;
-    files::replace(&nats_dir.join(PASSWORDS_FILE), &passwords)?;
-    files::replace(&nats_dir.join("nats.conf"), &server_file().render())?;
-    issue(&nats, &nats_dir, "server", &server("nats", &["nats", "localhost", "127.0.0.1"]))?;
-
     let mut names = GATEWAY_HOSTS.to_vec();
     names.extend(hosts.iter().map(String::as_str).filter(|host| !GATEWAY_HOSTS.contains(host)));
     issue(&authority, &dir.join("gateway"), "server", &server("gateway", &names))?;
@@ -77,6 +78,20 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
         )?;
     }
     Ok(out::line(format!("secrets and certificates are in `{}`", dir.display()))?)
+}
+
+/// Servers of a cluster know each other by the names in their certificates, and connect to each other as clients.
+fn init_nats(dir: &Path, authority: &Authority, nodes: u16, passwords: &str) -> anyhow::Result<()> {
+    let name = |number: u16| if number == 1 { NATS.to_owned() } else { format!("{NATS}-{number}") };
+    let names: Vec<String> = (1..=nodes).map(name).collect();
+    for node in &names {
+        let folder = service_dir(dir, node, authority)?;
+        files::replace(&folder.join(PASSWORDS_FILE), passwords)?;
+        files::replace(&folder.join("nats.conf"), &server_file(node, &names).render())?;
+        let hosts = [node.as_str(), "localhost", "127.0.0.1"];
+        issue(authority, &folder, "server", &Leaf { name: node, hosts: &hosts, client: names.len() > 1 })?;
+    }
+    Ok(())
 }
 
 /// The administrator of the streams is no role, but has a login and a certificate like one.
@@ -112,11 +127,19 @@ fn issue(authority: &Authority, folder: &Path, name: &str, leaf: &Leaf<'_>) -> a
     authority.issue(leaf, &files).with_context(|| format!("cannot issue the certificate of {}", leaf.name))
 }
 
-fn server_file() -> NatsServerConf {
+fn server_file(node: &str, nodes: &[String]) -> NatsServerConf {
     let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let others = nodes.iter().filter(|other| *other != node);
+    let routes: Vec<_> = others.filter_map(|other| ClusterRoute::parse(&format!("{other}:{ROUTES_PORT}"))).collect();
+    let cluster = (!routes.is_empty()).then(|| ClusterConf {
+        name: CLUSTER.to_owned(),
+        listen: everywhere(ROUTES_PORT),
+        routes,
+        tls_dir: MOUNTED_AT.into(),
+    });
     NatsServerConf {
         prefix: "s0".to_owned(),
-        name: "nats".to_owned(),
+        name: node.to_owned(),
         listen: everywhere(4222),
         monitor: everywhere(8222),
         tls_dir: MOUNTED_AT.into(),
@@ -124,7 +147,7 @@ fn server_file() -> NatsServerConf {
         max_file: "20GB".to_owned(),
         passwords: Some(PASSWORDS_FILE.to_owned()),
         logins: Logins::default(),
-        cluster: None,
+        cluster,
     }
 }
 
@@ -148,34 +171,57 @@ mod tests {
     #[test]
     fn a_second_run_changes_nothing_and_a_new_host_changes_one_certificate() {
         let dir = tempfile::tempdir().unwrap();
-        init(dir.path(), &[]).unwrap();
+        init(dir.path(), &[], 1).unwrap();
         let first = texts(dir.path());
-        init(dir.path(), &[]).unwrap();
+        init(dir.path(), &[], 1).unwrap();
         assert_eq!(texts(dir.path()), first);
-        init(dir.path(), &["stage0.example".to_owned()]).unwrap();
+        init(dir.path(), &["stage0.example".to_owned()], 1).unwrap();
         let changed = texts(dir.path()).into_iter().filter(|file| !first.contains(file)).map(|(path, _)| path);
         let changed: Vec<_> = changed.map(|path| path.strip_prefix(dir.path()).unwrap().to_owned()).collect();
         assert_eq!(changed, ["gateway/server.issued", "gateway/server.key", "gateway/server.pem"].map(PathBuf::from));
-        assert!(init(dir.path(), &["a b".to_owned()]).is_err());
+        assert!(init(dir.path(), &["a b".to_owned()], 1).is_err());
+    }
+
+    #[test]
+    fn each_server_of_a_cluster_has_a_folder_with_routes_to_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        init(dir.path(), &[], 1).unwrap();
+        let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap();
+        let alone = (read("nats/nats.conf"), read("nats/server.pem"));
+        assert!(!alone.0.contains("cluster") && !dir.path().join("nats-2").exists());
+        init(dir.path(), &[], 3).unwrap();
+        let first = texts(dir.path());
+        for (node, others) in [("nats", ["nats-2", "nats-3"]), ("nats-2", ["nats", "nats-3"])] {
+            let file = read(&format!("{node}/nats.conf"));
+            assert!(file.contains(&format!("\nserver_name: {node}\n")), "{node}");
+            assert!(others.iter().all(|other| file.contains(&format!("\"nats-route://{other}:6222\""))), "{node}");
+            assert!(!file.contains(&format!("//{node}:6222")), "{node}");
+            assert_eq!(read(&format!("{node}/passwords.conf")), read("nats-3/passwords.conf"));
+        }
+        assert_ne!(read("nats/server.pem"), alone.1, "it is a client of the others too");
+        init(dir.path(), &[], 3).unwrap();
+        assert_eq!(texts(dir.path()), first, "a second run changes nothing");
+        init(dir.path(), &[], 1).unwrap();
+        assert_eq!(read("nats/nats.conf"), alone.0);
     }
 
     #[test]
     fn each_role_has_message_keys_and_an_older_stack_stays_readable() {
         let dir = tempfile::tempdir().unwrap();
-        init(dir.path(), &[]).unwrap();
+        init(dir.path(), &[], 1).unwrap();
         let found =
             |role: Role| message_keys::read(&dir.path().join(role.as_str()).join(MESSAGE_KEYS_FILE), role).unwrap();
         assert!(Role::ALL.iter().all(|role| found(*role).requirement() == Requirement::Always));
         assert!(!dir.path().join("nats").join(MESSAGE_KEYS_FILE).exists());
         std::fs::remove_dir_all(dir.path().join("authority/message-keys")).unwrap();
-        init(dir.path(), &[]).unwrap();
+        init(dir.path(), &[], 1).unwrap();
         assert!(Role::ALL.iter().all(|role| found(*role).requirement() == Requirement::WhenAllCan));
     }
 
     #[test]
     fn no_service_has_a_secret_of_another_service() {
         let dir = tempfile::tempdir().unwrap();
-        init(dir.path(), &[]).unwrap();
+        init(dir.path(), &[], 1).unwrap();
         let files = texts(dir.path());
         let of_roles = Role::ALL
             .into_iter()

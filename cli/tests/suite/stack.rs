@@ -100,4 +100,6 @@ fn stack_names_missing_files() {
     assert!(missing.code == 1 && missing.err.contains("is the stack up?"), "{}", missing.err);
     let bad = run(&["stack", "init", "--dir", dir.path().to_str().unwrap(), "--host", "https://x"]);
     assert!(bad.code == 1 && bad.err.contains("`--host` must be a name or an address"), "{}", bad.err);
+    let two = run(&["stack", "init", "--dir", dir.path().to_str().unwrap(), "--nats-nodes", "2"]);
+    assert!(two.code == 64 && two.err.contains("must be 1, 3 or 5"), "{}", two.err);
 }
