@@ -2,15 +2,19 @@
 //!
 //! The sync mode cannot change without a restart of the server. If the monitor cannot be reached after a reconnect, the
 //! mode counts as unknown. Without a monitor's address nothing is verified, and readiness says so.
+//! INVARIANT: of several servers more than half are known to sync, and none is known not to. An acknowledged message is
+//! on more than half of them, so it is on a disk; and a server that was lost must not stop the ones that are left.
 //! A stream whose disk filled up rejects appends until its server restarts; one at its size limit, until space is
 //! freed. Readiness checks both and remembers a rejected append for a few seconds.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use reqwest::redirect;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::monitor::JetStreamState;
 
@@ -18,6 +22,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// A monitor may start a moment after its server.
 const UNHEALTHY_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(1);
+/// For the monitors that are left once more than half have answered.
+const STRAGGLER_TIMEOUT: Duration = Duration::from_millis(200);
 /// Short, so that a process that gets no traffic while it is not ready notices that there is space again.
 const REJECTED_APPEND_TTL: Duration = Duration::from_secs(5);
 
@@ -48,6 +54,8 @@ pub(super) struct FsyncCheck {
     client: Option<reqwest::Client>,
     last: Mutex<Option<LastAnswer>>,
     rejected_append: Mutex<Option<(Instant, String)>>,
+    /// Why single servers were not verified when more than half were.
+    unverified: Mutex<Vec<String>>,
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -68,6 +76,7 @@ impl FsyncCheck {
             client,
             last: Mutex::default(),
             rejected_append: Mutex::default(),
+            unverified: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
         })
     }
@@ -96,7 +105,8 @@ impl FsyncCheck {
         timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(SyncFault::Unknown(late.to_owned())))
     }
 
-    /// Remarks for an operator; the error says why nothing can be appended to this stream, if every server says so.
+    /// Remarks for an operator; the error says why nothing can be appended to this stream, if more than half of the
+    /// servers say so.
     pub(super) async fn remarks(&self, stream: &str, deadline: Instant) -> Result<Vec<String>, String> {
         let mut remarks = Vec::new();
         if self.mode.dangerous_relaxed {
@@ -110,13 +120,17 @@ impl FsyncCheck {
             return Err(format!("an append found no room: {why}"));
         }
         if let Some(client) = &self.client {
-            let asked = self.mode.monitors.iter().map(|monitor| write_problem(client, monitor, stream));
+            let monitors = &self.mode.monitors;
+            let asked = monitors.iter().map(|monitor| timeout_at(deadline, write_problem(client, monitor, stream)));
             // An unreachable monitor is no reason here; `check` decides about that.
-            let errors: Vec<_> = timeout_at(deadline, join_all(asked)).await.into_iter().flatten().flatten().collect();
-            if !errors.is_empty() && errors.len() == self.mode.monitors.len() {
+            let errors: Vec<_> = join_all(asked).await.into_iter().flatten().flatten().collect();
+            // An append needs more than half of the servers.
+            if errors.len() * 2 > monitors.len() {
                 return Err(errors.join("; "));
             }
             remarks.extend(errors);
+            let unverified = self.unverified.lock().unwrap_or_else(PoisonError::into_inner);
+            remarks.extend(unverified.iter().map(|why| format!("audit: {why}")));
         }
         Ok(remarks)
     }
@@ -128,13 +142,13 @@ impl FsyncCheck {
     }
 
     async fn ask_and_remember(&self, client: &reqwest::Client, connects: u64, was_good: bool) -> Result<(), SyncFault> {
-        let silent = "the sync mode of nats is not verified: its monitor does not answer";
-        let answer = timeout(MONITOR_TIMEOUT, self.ask_all(client)).await;
-        let outcome = match answer.unwrap_or_else(|_| Err(SyncFault::Unknown(silent.to_owned()))) {
+        let (outcome, unverified) = match self.ask_all(client).await {
+            Ok(unverified) => (Ok(()), unverified),
             // The server that we are still connected to has not restarted, so its last answer holds.
-            Err(SyncFault::Unknown(_)) if was_good => Ok(()),
-            answer => answer,
+            Err(SyncFault::Unknown(why)) if was_good => (Ok(()), vec![why]),
+            Err(fault) => (Err(fault), Vec::new()),
         };
+        *self.unverified.lock().unwrap_or_else(PoisonError::into_inner) = unverified;
         let known = LastAnswer { connects, at: Instant::now(), outcome: outcome.clone() };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
         outcome
@@ -146,11 +160,26 @@ impl FsyncCheck {
         last.filter(|known| known.connects == connects)
     }
 
-    async fn ask_all(&self, client: &reqwest::Client) -> Result<(), SyncFault> {
-        for monitor in &self.mode.monitors {
-            ask(client, monitor).await?;
+    /// Asks all servers at the same time. If more than half of them sync: why the others are not known to.
+    async fn ask_all(&self, client: &reqwest::Client) -> Result<Vec<String>, SyncFault> {
+        let monitors = &self.mode.monitors;
+        let each = monitors.iter().map(|monitor| async move { (monitor, ask(client, monitor).await) });
+        let (mut asked, mut silent) = (each.collect::<FuturesUnordered<_>>(), monitors.iter().collect::<Vec<_>>());
+        let (mut synced, mut unknown, mut until) = (0, Vec::new(), Instant::now() + MONITOR_TIMEOUT);
+        while let Ok(Some((monitor, answer))) = timeout_at(until, asked.next()).await {
+            silent.retain(|other| *other != monitor);
+            match answer {
+                Ok(()) => synced += 1,
+                Err(SyncFault::Unknown(why)) => unknown.push(why),
+                Err(relaxed @ SyncFault::Relaxed(_)) => return Err(relaxed),
+            }
+            if synced * 2 > monitors.len() {
+                until = until.min(Instant::now() + STRAGGLER_TIMEOUT);
+            }
         }
-        Ok(())
+        let late = |monitor| format!("the sync mode of nats is not verified: its monitor at {monitor} does not answer");
+        unknown.extend(silent.into_iter().map(late));
+        if synced * 2 > monitors.len() { Ok(unknown) } else { Err(SyncFault::Unknown(unknown.join("; "))) }
     }
 }
 

@@ -3,6 +3,7 @@
 use stage0_backplane::nats::{Connection, NatsConfig, PrepareError, SyncMode};
 use stage0_backplane::testing::{NatsServer, SYNCED, wait_for};
 use stage0_backplane::{AppendError, DecisionLog, MarkError};
+use tokio::time::Instant;
 
 use crate::PATIENT;
 use crate::writing::{account, append, batch, decisions, recorder, soon, verified, write};
@@ -93,6 +94,41 @@ async fn a_server_that_begins_to_sync_rarely_is_refused_until_it_syncs_again() {
     wait_for("it is connected again", PATIENT, async || connection.prepare_log(1).await.is_ok()).await;
     write(&*log, &account("b"), "x").await;
     assert_eq!(log.ready().await, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn one_server_of_three_that_is_lost_or_frozen_stops_no_append_and_readiness_names_it() {
+    let (nats, other) = (NatsServer::start().await, NatsServer::start().await);
+    let (mut gone, frozen) = (NatsServer::start().await, NatsServer::start().await);
+    gone.kill();
+    frozen.freeze();
+    for lost in [&gone, &frozen] {
+        // In whatever order.
+        for monitors in [[&nats, &other, lost], [lost, &nats, &other]] {
+            let monitors = monitors.map(NatsServer::monitor);
+            let connection = Connection::open(&with(&nats, &monitors, false)).await.unwrap();
+            let began = Instant::now();
+            connection.prepare_log(1).await.unwrap();
+            let log = connection.backplane().log;
+            write(&*log, &account("a"), "two of three are enough").await;
+            assert!(began.elapsed() < PATIENT / 3, "{:?}", began.elapsed());
+            let remarks = log.ready().await.unwrap();
+            assert!(remarks.len() == 1 && remarks[0].contains(&lost.monitor()), "{remarks:?}");
+        }
+    }
+    let (connection, why) = refusal(&with(&nats, &[nats.monitor(), gone.monitor(), frozen.monitor()], false)).await;
+    assert!(why.contains(&gone.monitor()) && why.contains(&frozen.monitor()), "{why}");
+    is_refused(&*connection.backplane().log, "does not answer").await;
+    frozen.thaw();
+}
+
+#[tokio::test]
+async fn one_server_of_three_that_syncs_rarely_is_enough_to_refuse_also_where_another_is_lost() {
+    let (nats, relaxed) = (NatsServer::start().await, NatsServer::start_with(RELAXED).await);
+    let mut gone = NatsServer::start().await;
+    gone.kill();
+    let (_, why) = refusal(&with(&nats, &[nats.monitor(), gone.monitor(), relaxed.monitor()], false)).await;
+    assert!(why.contains(&relaxed.monitor()) && why.contains("does not sync each message"), "{why}");
 }
 
 #[tokio::test]
