@@ -15,7 +15,8 @@ use crate::{BoxFuture, Cause, ClockError, MAX_MESSAGE_BYTES, NotReady, ReadError
 
 /// The records of an installation.
 pub trait StateStore: Send + Sync {
-    /// A record, if it exists and has not expired. A replica may answer with an older one; a put from it conflicts.
+    /// A record, if it exists and has not expired. A replica may answer with an older one, or with none where it was
+    /// put a moment ago; a put from it conflicts.
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>>;
 
     /// Replaces the record with this revision (none: creates it). It expires up to a second after `expires_in`.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Duration, Instant, sleep};
 
 use super::Connection;
-use super::jetstream::{JetError, NO_SUCH_STREAM, STREAM_EXISTS, SUBJECTS_OVERLAP, api_request, info};
+use super::jetstream::{JetError, NO_SUCH_STREAM, STREAM_EXISTS, SUBJECTS_OVERLAP, api_request, info_once_led};
 use super::link::Link;
 use super::stream_watch;
 use super::streams::{Difference, MaxRecords, StreamName, StreamSpec};
@@ -86,13 +86,11 @@ pub(super) async fn ensure(
     deadline: Instant,
 ) -> Result<Value, JetError> {
     let name = || spec.name.as_str().to_owned();
-    let found = match info(link, &spec.name, &Value::Null, deadline).await {
+    let found = match info_once_led(link, &spec.name, deadline).await {
         Err(JetError::Refused { code: NO_SUCH_STREAM, .. }) => {
             let request = spec.request(choices([("num_replicas", replicas.into())]));
             match api_request(link, spec.name.api(link, "STREAM.CREATE"), &request, deadline).await {
-                Err(JetError::Refused { code: STREAM_EXISTS, .. }) => {
-                    info(link, &spec.name, &Value::Null, deadline).await?
-                }
+                Err(JetError::Refused { code: STREAM_EXISTS, .. }) => info_once_led(link, &spec.name, deadline).await?,
                 Err(JetError::Refused { code: SUBJECTS_OVERLAP, .. }) => {
                     return Err(JetError::OldLayout(StreamName::state_store(&link.prefix).as_str().to_owned()));
                 }
@@ -107,7 +105,7 @@ pub(super) async fn ensure(
 }
 
 pub(super) async fn inspect(link: &Link, spec: &StreamSpec, deadline: Instant) -> Result<Value, JetError> {
-    match info(link, &spec.name, &Value::Null, deadline).await {
+    match info_once_led(link, &spec.name, deadline).await {
         Err(JetError::Refused { code: NO_SUCH_STREAM, .. }) => Err(JetError::Missing(spec.name.as_str().to_owned())),
         found => check_settings(link, spec, &found?),
     }

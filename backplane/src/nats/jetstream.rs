@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Duration, Instant, sleep, timeout_at};
 
 use super::link::Link;
 use super::streams::StreamName;
@@ -30,8 +30,10 @@ const NOT_IN_ACCOUNT: u64 = 10_039;
 pub(super) const NO_SUCH_STREAM: u64 = 10_059;
 pub(super) const STREAM_EXISTS: u64 = 10_058;
 pub(super) const SUBJECTS_OVERLAP: u64 = 10_065;
-/// Another message is the last one, or, where there are replicas, about to be.
-const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
+/// Another message is the last one.
+const WRONG_LAST_SEQUENCE: u64 = 10_071;
+/// Where there are replicas: another message of the subject is about to be stored, or to be lost with its leader.
+const LAST_SEQUENCE_UNDECIDED: u64 = 10_164;
 /// The store failed; the message may be on disk all the same.
 pub(super) const STORE_FAILED: u64 = 10_077;
 /// The server's, the account's or the machine's limit is reached.
@@ -40,6 +42,15 @@ const NO_SPACE: [u64; 3] = [10_002, 10_023, 10_047];
 const AT_ITS_LIMIT: [&str; 2] = ["maximum bytes exceeded", "maximum messages exceeded"];
 /// The same message is being stored right now.
 pub(super) const DUPLICATE_IN_PROCESS: u64 = 10_158;
+/// The cluster, or the stream, has no leader.
+const NO_LEADER: u64 = 10_008;
+/// Replicas store a message within a few milliseconds of each other.
+pub(super) const REPLICA_RETRY_DELAY: Duration = Duration::from_millis(2);
+/// A replica that lags for longer is treated like a server whose data was put back to an earlier state.
+pub(super) const REPLICA_LAG_TIMEOUT: Duration = Duration::from_millis(500);
+/// A server that has no leader yet may not answer at all.
+const LEADER_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+const LEADER_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Why JetStream did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -98,7 +109,12 @@ impl JetError {
     pub(super) const LOST: Self = Self::Unacknowledged(RequestError::Disconnected);
 
     fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused { code, .. } if WRONG_LAST_SEQUENCE.contains(code))
+        matches!(self, Self::Refused { code: WRONG_LAST_SEQUENCE, .. })
+    }
+
+    /// Whether an election may be under way, and would end this.
+    fn may_lack_a_leader(&self) -> bool {
+        matches!(self, Self::Refused { code: NO_LEADER, .. } | Self::Unacknowledged(RequestError::Timeout))
     }
 
     /// Whether the same request may succeed later although no setting changes.
@@ -221,6 +237,28 @@ pub(super) async fn publish(
         Some(ApiError { err_code: NOT_IN_ACCOUNT, .. }) => Err(JetError::NotInAccount(link.prefix.clone())),
         Some(ApiError { err_code, description }) => Err(JetError::Refused { code: err_code, description }),
         None => Ok(answer.rest),
+    }
+}
+
+/// Publishes a message that names the last one of its subject. INVARIANT: a conflict means that another message *is*
+/// the last one. While one is about to be stored this waits, as it may still be lost: it could be this caller's own,
+/// whose acknowledgement did not come.
+pub(super) async fn publish_expecting(
+    link: &Link,
+    subject: &str,
+    headers: &HeaderMap,
+    payload: &Bytes,
+    until: Instant,
+) -> Result<Value, JetError> {
+    loop {
+        match publish(link, subject.to_owned(), headers.clone(), payload.clone(), until).await {
+            Err(JetError::Refused { code: LAST_SEQUENCE_UNDECIDED, .. })
+                if Instant::now() + REPLICA_RETRY_DELAY < until =>
+            {
+                sleep(REPLICA_RETRY_DELAY).await;
+            }
+            published => return published,
+        }
     }
 }
 
@@ -392,6 +430,19 @@ pub(super) async fn info(link: &Link, name: &StreamName, about: &Value, until: I
     api_request(link, name.api(link, "STREAM.INFO"), about, until).await
 }
 
+/// Like [`info`] without a filter, and waits for a leader where there is none yet.
+pub(super) async fn info_once_led(link: &Link, name: &StreamName, until: Instant) -> Result<Value, JetError> {
+    loop {
+        let attempt = until.min(Instant::now() + LEADER_ATTEMPT_TIMEOUT);
+        match info(link, name, &Value::Null, attempt).await {
+            Err(error) if error.may_lack_a_leader() && Instant::now() + LEADER_RETRY_DELAY < until => {
+                sleep(LEADER_RETRY_DELAY).await;
+            }
+            found => return found,
+        }
+    }
+}
+
 /// Removes a subject's messages before a sequence; returns how many.
 pub(super) async fn purge(
     link: &Link,
@@ -403,4 +454,18 @@ pub(super) async fn purge(
     let which = json!({"filter": subject, "seq": before});
     let purged = api_request(link, name.api(link, "STREAM.PURGE"), &which, until).await?;
     purged.get("purged").and_then(Value::as_u64).ok_or(JetError::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_about_to_be_stored_is_no_conflict_yet() {
+        let refused = |code| JetError::Refused { code, description: String::new() };
+        assert_eq!(PutError::from(refused(WRONG_LAST_SEQUENCE)), PutError::Conflict);
+        assert_eq!(MarkError::from(refused(WRONG_LAST_SEQUENCE)), MarkError::Conflict);
+        assert!(matches!(PutError::from(refused(LAST_SEQUENCE_UNDECIDED)), PutError::Failed(_)));
+        assert!(matches!(MarkError::from(refused(LAST_SEQUENCE_UNDECIDED)), MarkError::Failed(_)));
+    }
 }

@@ -15,9 +15,12 @@ use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use stage0_contract::AccountId;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::jetstream::{self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, is_malformed, publish, purge};
+use super::jetstream::{
+    self, DUPLICATE_IN_PROCESS, JetError, REPLICA_LAG_TIMEOUT, REPLICA_RETRY_DELAY, STORE_FAILED, Stored, is_malformed,
+    publish, publish_expecting, purge,
+};
 use super::stream_watch::MAX_SEQUENCE;
 use super::streams::StreamName;
 use super::{Connection, SUBSCRIPTION_CAPACITY};
@@ -179,12 +182,13 @@ impl DecisionLog for Connection {
         Box::pin(async move {
             let deadline = Instant::now() + READY_TIMEOUT;
             let looked = self.link.streams.check_now(&self.link, &self.stream(), deadline).await;
-            looked.map_err(|error| NotReady(format!("the decision log: {error}").into()))?;
+            let mut remarks = looked.map_err(|error| NotReady(format!("the decision log: {error}").into()))?;
             // Without its records no check is counted and no delivery progresses.
             StateStore::ready(self).await.map_err(|error| NotReady(format!("the ledger: {error}").into()))?;
             self.check_writable(deadline).await.map_err(NotReady)?;
-            let remarks = self.link.fsync_check.remarks(self.stream().as_str(), deadline).await;
-            remarks.map_err(|why| NotReady(why.into()))
+            let of_servers = self.link.fsync_check.remarks(self.stream().as_str(), deadline).await;
+            remarks.extend(of_servers.map_err(|why| NotReady(why.into()))?);
+            Ok(remarks)
         })
     }
 }
@@ -261,7 +265,7 @@ impl Connection {
             return Ok(sequence);
         }
         match self.link.streams.check_now(&self.link, &self.stream(), deadline).await {
-            Ok(()) | Err(JetError::Full(_)) => Ok(sequence),
+            Ok(_) | Err(JetError::Full(_)) => Ok(sequence),
             Err(error @ (JetError::Wrapped(_) | JetError::WrongSettings { .. })) => Err(error),
             // It was stored, but perhaps where no reader finds it.
             Err(_) => Err(JetError::Malformed),
@@ -377,15 +381,27 @@ impl Connection {
         }
     }
 
-    /// The last genuine message of a subject. If forged ones follow it, growing steps back find a genuine one, and what
-    /// lies between is read: a thousand forged messages cost a few requests instead of a thousand.
     async fn last_genuine(&self, subject: &str, deadline: Instant) -> Result<Option<Stored>, JetError> {
-        let newest = self.fetch_one(json!({"last_by_subj": subject}), deadline).await?;
-        let Some(newest) = newest else { return Ok(None) };
+        match self.fetch_one(json!({"last_by_subj": subject}), deadline).await? {
+            Some(newest) => self.last_genuine_through(subject, newest, deadline).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The last genuine message of a subject up to its `newest`. If forged ones follow it, growing steps back find a
+    /// genuine one, and what lies between is read: a thousand forged messages cost a few requests, not a thousand.
+    /// INVARIANT: nothing between is left out, whichever replicas answer: they are asked until one has `newest`.
+    async fn last_genuine_through(
+        &self,
+        subject: &str,
+        newest: Stored,
+        deadline: Instant,
+    ) -> Result<Option<Stored>, JetError> {
+        let end = newest.sequence;
         if self.is_genuine(&newest) {
             return Ok(Some(newest));
         }
-        let (mut back, mut up_to) = (1_u64, newest.sequence.saturating_sub(1));
+        let (mut back, mut up_to) = (1_u64, end.saturating_sub(1));
         let mut last = loop {
             if up_to == 0 {
                 break None;
@@ -400,13 +416,19 @@ impl Connection {
         };
         let mut from = last.as_ref().map_or(Seek::Start, |last| Seek::After(Position(last.sequence)));
         loop {
-            let (found, more) = self.read_range(subject, from, MAX_BYTES, deadline).await?;
-            let Some(end) = found.last().map(|end| end.sequence) else { return Ok(last) };
+            let (mut found, more) = self.read_range(subject, from, MAX_BYTES, deadline).await?;
+            let read_to = found.last().map(|read| read.sequence);
+            found.retain(|stored| stored.sequence <= end);
             last = self.retain_genuine(found, &mut 0).await?.into_iter().next_back().or(last);
-            if end >= newest.sequence || !more {
+            if read_to.is_some_and(|sequence| sequence >= end) {
                 return Ok(last);
             }
-            from = Seek::After(Position(end));
+            if let Some(sequence) = read_to {
+                from = Seek::After(Position(sequence));
+            }
+            if !more {
+                sleep(REPLICA_RETRY_DELAY).await;
+            }
         }
     }
 
@@ -425,20 +447,21 @@ impl Connection {
         {
             return Err(MarkError::Failed("this role appends no marks".into()));
         }
-        let ack = publish(&self.link, subject, headers, line, deadline).await?;
+        let ack = publish_expecting(&self.link, &subject, &headers, &line, deadline).await?;
         if self.link.connects() != connects {
             return Err(JetError::LOST.into());
         }
         Ok(Position(self.check_sequence(&ack, deadline).await?))
     }
 
-    /// The sequence of the last mark, if only forged marks follow `after`.
+    /// The sequence of the last mark, if only forged marks follow `after`. A genuine mark that is appended later comes
+    /// behind it, where the append that names it conflicts.
     async fn forged_behind(&self, account: &AccountId, after: u64, deadline: Instant) -> Result<Option<u64>, JetError> {
         let subject = self.subject(account, EntryKind::Mark);
-        // Read first: a genuine mark that is appended in between is seen by the second read.
-        let last = self.fetch_one(json!({"last_by_subj": subject}), deadline).await?;
-        let genuine = self.last_genuine(&subject, deadline).await?.map_or(0, |last| last.sequence);
-        Ok(last.map(|last| last.sequence).filter(|_| genuine == after))
+        let Some(newest) = self.fetch_one(json!({"last_by_subj": subject}), deadline).await? else { return Ok(None) };
+        let last = newest.sequence;
+        let genuine = self.last_genuine_through(&subject, newest, deadline).await?;
+        Ok((genuine.map_or(0, |genuine| genuine.sequence) == after).then_some(last))
     }
 
     /// The server already knows the batch's id: from an earlier attempt, or because another client used it first.
@@ -449,8 +472,16 @@ impl Connection {
         sequence: u64,
         deadline: Instant,
     ) -> Result<(), AppendError> {
-        let found = self.fetch_one(json!({"seq": sequence}), deadline).await;
-        let found = found.map_err(|error| AppendError::Unknown(error.into()))?;
+        let until = deadline.min(Instant::now() + REPLICA_LAG_TIMEOUT);
+        let found = loop {
+            let found = self.fetch_one(json!({"seq": sequence}), deadline).await;
+            let found = found.map_err(|error| AppendError::Unknown(error.into()))?;
+            // A replica that lags does not have it yet.
+            if found.is_some() || Instant::now() + REPLICA_RETRY_DELAY >= until {
+                break found;
+            }
+            sleep(REPLICA_RETRY_DELAY).await;
+        };
         let ours =
             |stored: &Stored| stored.subject == subject && stored.payload == batch.lines && self.is_genuine(stored);
         if found.as_ref().is_some_and(ours) {

@@ -11,11 +11,13 @@ use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::Connection;
 use super::auth::{Newest, Rejection, TTL};
-use super::jetstream::{self, Stored, fetch, fetch_last, is_malformed, publish};
+use super::jetstream::{
+    self, REPLICA_LAG_TIMEOUT, REPLICA_RETRY_DELAY, Stored, fetch, fetch_last, is_malformed, publish_expecting,
+};
 use super::log::EXPECTED_LAST;
 use super::stream_watch::MAX_SEQUENCE;
 use super::streams::StreamName;
@@ -43,7 +45,7 @@ impl StateStore for Connection {
                 return Err(ReadError(why.into()));
             }
             let known = self.newest(key);
-            let Some(found) = self.stored(key, deadline).await? else { return Ok(None) };
+            let Some(found) = self.newest_stored(key, known.as_ref(), deadline).await? else { return Ok(None) };
             let judged = self.judge(key, &found, false, known.as_ref());
             judged.map_err(|why| ReadError(format!("the record `{key}` is not believed: {why}").into()))?;
             Ok(Some(Record { revision: Revision(found.sequence), value: found.payload }))
@@ -77,7 +79,7 @@ impl StateStore for Connection {
             }
             let stream = StreamName::of_record(&self.link.prefix, key);
             self.link.streams.check(&self.link, &stream, deadline).await?;
-            let ack = publish(&self.link, subject.clone(), headers.clone(), value, deadline).await?;
+            let ack = publish_expecting(&self.link, &subject, &headers, &value, deadline).await?;
             if let Some(auth) = &self.link.auth {
                 auth.note_newest(&subject, Some(&headers));
             }
@@ -168,12 +170,34 @@ impl Connection {
     /// Like [`StateStore::get`], but an unauthenticated record is refused, whenever it was stored.
     pub(super) async fn proven(&self, key: &str, deadline: Instant) -> Result<Proven, ReadError> {
         let known = self.newest(key);
-        let Some(found) = self.stored(key, deadline).await? else { return Ok(Proven::Absent) };
+        let Some(found) = self.newest_stored(key, known.as_ref(), deadline).await? else { return Ok(Proven::Absent) };
         let revision = Revision(found.sequence);
         Ok(match self.judge(key, &found, true, known.as_ref()) {
             Ok(()) => Proven::Record(Record { revision, value: found.payload }, found.at),
             Err(_) => Proven::Unproven,
         })
+    }
+
+    /// Like [`Self::stored`]. Any replica may answer a read, and one that is a moment behind has an older version than
+    /// this process wrote or read: then it is read again. What stays older is returned, to be judged.
+    async fn newest_stored(
+        &self,
+        key: &str,
+        known: Option<&Newest>,
+        deadline: Instant,
+    ) -> Result<Option<Stored>, ReadError> {
+        let until = deadline.min(Instant::now() + REPLICA_LAG_TIMEOUT);
+        loop {
+            let found = self.stored(key, deadline).await?;
+            let is_older = |found: &Stored| {
+                let auth = self.link.auth.as_ref().zip(known);
+                auth.is_some_and(|(auth, known)| auth.is_older(found, known))
+            };
+            if !found.as_ref().is_some_and(is_older) || Instant::now() + REPLICA_RETRY_DELAY >= until {
+                return Ok(found);
+            }
+            sleep(REPLICA_RETRY_DELAY).await;
+        }
     }
 
     async fn stored(&self, key: &str, deadline: Instant) -> Result<Option<Stored>, ReadError> {

@@ -23,6 +23,9 @@ const POLL_INTERVAL: Duration = Duration::from_secs(5);
 const UNHEALTHY_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// For a server that holds a copy of a stream and lags, before an operator hears of it.
+const MAX_REPLICA_SILENCE_NANOS: u64 = 5_000_000_000;
+
 /// Far more messages than a stream can ever hold.
 pub(super) const MAX_SEQUENCE: u64 = 1 << 62;
 
@@ -79,7 +82,13 @@ impl StreamWatch {
         }
     }
 
-    pub(super) async fn check_now(&self, link: &Link, stream: &StreamName, deadline: Instant) -> Result<(), JetError> {
+    /// Remarks for an operator.
+    pub(super) async fn check_now(
+        &self,
+        link: &Link,
+        stream: &StreamName,
+        deadline: Instant,
+    ) -> Result<Vec<String>, JetError> {
         let found = info(link, stream, &Value::Null, deadline).await?;
         let outcome = check_known(link, stream, &found);
         self.remember(stream, outcome.clone());
@@ -91,7 +100,7 @@ impl StreamWatch {
         if max_bytes > 0 && max_bytes.saturating_sub(used_bytes) < needed {
             return Err(JetError::Full(stream.as_str().to_owned()));
         }
-        Ok(())
+        Ok(lost_copies(stream, &found))
     }
 
     fn known(&self, stream: &StreamName) -> Option<(bool, Result<(), JetError>)> {
@@ -132,8 +141,43 @@ pub(super) fn check_settings(spec: &StreamSpec, info_reply: &Value) -> Result<()
     Ok(())
 }
 
+/// The copies of a stream that its leader has not heard of for a while. With most of them nothing is stored any more.
+fn lost_copies(stream: &StreamName, info_reply: &Value) -> Vec<String> {
+    let copies = info_reply.pointer("/cluster/replicas").and_then(Value::as_array).into_iter().flatten();
+    let is_lost = |copy: &&Value| {
+        let is = |name: &str| copy.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let silent_nanos = copy.get("active").and_then(Value::as_u64).unwrap_or(0);
+        is("offline") || (!is("current") && silent_nanos > MAX_REPLICA_SILENCE_NANOS)
+    };
+    let servers = copies.filter(is_lost).filter_map(|copy| copy.get("name")?.as_str());
+    servers
+        .map(|server| format!("audit: the copy of `{}` on `{server}` is not kept up to date", stream.as_str()))
+        .collect()
+}
+
 /// Whether a stream's sequences have overflowed. A purge up to the last possible sequence leads beyond it; from there
 /// the server counts from zero again, stores and acknowledges, and finds nothing.
 fn has_wrapped(first: u64, last: u64) -> bool {
     first > MAX_SEQUENCE || last > MAX_SEQUENCE || first > last.saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_is_reported_once_its_server_has_been_silent_and_not_while_it_catches_up() {
+        let log = StreamName::log("s0");
+        assert!(lost_copies(&log, &json!({"cluster": {"leader": "n1"}})).is_empty(), "a single server");
+        let copy = |name: &str, current: bool, active: u64| json!({"name": name, "current": current, "active": active});
+        let second = 1_000_000_000;
+        let mut gone = copy("n4", false, second);
+        gone["offline"] = true.into();
+        let replicas = [copy("n2", true, 9 * second), copy("n3", false, second), gone, copy("n5", false, 6 * second)];
+        let remarks = lost_copies(&log, &json!({"cluster": {"leader": "n1", "replicas": replicas}}));
+        assert_eq!(remarks.len(), 2, "{remarks:?}");
+        assert!(remarks[0].contains("`S0_LOG` on `n4`") && remarks[1].contains("`n5`"), "{remarks:?}");
+    }
 }

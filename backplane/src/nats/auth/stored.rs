@@ -217,6 +217,11 @@ impl MessageAuth {
         Some(Newest { replaced, at: sealed.envelope.at, proof: sealed.proof(Some(self.role))? })
     }
 
+    /// Whether a record says of itself that it is older than `known`.
+    pub(in crate::nats) fn is_older(&self, stored: &Stored, known: &Newest) -> bool {
+        self.version_of(stored.headers.as_ref()).is_some_and(|found| !known.may_precede(&found))
+    }
+
     /// Whether a record was put by this role and is no older than `known`, the version known before it was read.
     /// `proven`: an unauthenticated record is refused, whenever it was stored.
     pub(in crate::nats) fn check_record(
