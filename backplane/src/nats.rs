@@ -113,7 +113,7 @@ impl Connection {
             let found = admin::ensure(&self.link, spec, replicas, deadline).await?;
             let copies = found.get("num_replicas").and_then(Value::as_u64).and_then(|copies| copies.try_into().ok());
             let stream = spec.name.as_str();
-            if copies != Some(replicas) && spec.used_by.contains(&Role::AuditExport) {
+            if copies != Some(replicas) {
                 tracing::warn!(stream, replicas = ?copies, "stream has another number of replicas than asked for");
             }
             for setting in spec.unknown(&found) {

@@ -141,9 +141,10 @@ impl CommandKind {
                 [gateway, &[KeystoreConfig::SETTINGS, DevOptions::SETTINGS], &EXPORT, &EVALUATOR, &PROCESS].concat()
             }
             Self::Gateway => [gateway, &[TlsSettings::SETTINGS], &ON_NATS, &ON_LOG, &PROCESS].concat(),
-            Self::Evaluator => [&EVALUATOR[..], &ON_NATS, &PROCESS].concat(),
+            Self::Evaluator => [&EVALUATOR[..], &ON_NATS, &[LogStreamSettings::SETTINGS], &PROCESS].concat(),
             Self::Keystore => {
-                [&[KeystoreConfig::SETTINGS, OperatorKeySettings::SETTINGS][..], &ON_NATS, &PROCESS].concat()
+                let own = [KeystoreConfig::SETTINGS, OperatorKeySettings::SETTINGS];
+                [&own[..], &ON_NATS, &[LogStreamSettings::SETTINGS], &PROCESS].concat()
             }
             Self::AuditExport => [&EXPORT[..], &ON_NATS, &ON_LOG, &PROCESS].concat(),
             Self::Receiver => [&[ReceiverOptions::SETTINGS][..], &PROCESS].concat(),

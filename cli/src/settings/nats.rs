@@ -67,8 +67,8 @@ settings! {
 settings! {
     /// How roles that record decisions make sure that the server syncs them.
     pub(crate) struct SyncSettings {
-        /// HTTP monitors of the NATS servers, separated by commas: prove at start and on every reconnect that each
-        /// message is synced to disk
+        /// HTTP monitors of all NATS servers, separated by commas: prove at start and on every reconnect that each
+        /// message is synced to disk; of several, more than half must answer
         monitors: Vec<String> = "nats-monitor" "URL" in "NATS", or(Vec::new()), monitors();
         /// Records on NATS servers that do not sync each message: a power cut may lose decisions that were answered
         dangerous_relaxed: bool = "dangerous-relaxed-sync" "BOOL" in "NATS", default(false), boolean();

@@ -45,7 +45,7 @@ pub(crate) struct OnNats<T> {
     pub(crate) process: ProcessSettings,
     pub(crate) nats: NatsConfig,
     pub(crate) safety: NatsSafety,
-    /// Copies of the log, where its streams are missing; one for roles that do not create them.
+    /// Copies of each stream of the role, where it is missing and the role may create it.
     pub(crate) log_replicas: usize,
     pub(crate) service: T,
 }
@@ -189,12 +189,9 @@ fn on_nats<T>(
         let process = ProcessSettings::read(reader);
         let connection = nats::read(reader, role);
         let service = service(reader);
-        let log_replicas = match role {
-            Role::Gateway | Role::AuditExport => LogStreamSettings::read(reader).map(|settings| settings.replicas),
-            Role::Evaluator | Role::Keystore => Some(1),
-        };
+        let streams = LogStreamSettings::read(reader);
         let (nats, safety) = connection?;
-        Some(OnNats { process: process?, nats, safety, log_replicas: log_replicas?, service: service? })
+        Some(OnNats { process: process?, nats, safety, log_replicas: streams?.replicas, service: service? })
     })
 }
 
