@@ -1,4 +1,5 @@
-//! A real nats-server for tests, and small disks. The server ends when the value is dropped, also when the test panics.
+//! A real nats-server for tests, or three that are a cluster, and small disks. Servers end when the value is dropped,
+//! also when the test panics.
 //!
 //! Runs a binary (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`), or without one, with the feature
 //! `containers`, a container of `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set). `STAGE0_TEST_NATS` set to `binary`
@@ -7,6 +8,7 @@
 // Test code that several packages share.
 #![allow(clippy::expect_used, clippy::panic)]
 
+mod cluster;
 #[cfg(feature = "containers")]
 mod container;
 #[cfg(not(feature = "containers"))]
@@ -22,6 +24,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::nats::NatsConfig;
+pub use cluster::{NODES, NatsCluster};
 use container::Container;
 pub use disk::{Disk, run};
 use process::Process;

@@ -458,7 +458,16 @@ impl Connection {
     /// behind it, where the append that names it conflicts.
     async fn forged_behind(&self, account: &AccountId, after: u64, deadline: Instant) -> Result<Option<u64>, JetError> {
         let subject = self.subject(account, EntryKind::Mark);
-        let Some(newest) = self.fetch_one(json!({"last_by_subj": subject}), deadline).await? else { return Ok(None) };
+        let until = deadline.min(Instant::now() + REPLICA_LAG_TIMEOUT);
+        let newest = loop {
+            let get = json!({"last_by_subj": subject});
+            let Some(newest) = self.fetch_one(get, deadline).await? else { return Ok(None) };
+            // The leader has another last mark, so this was the answer of a replica that lags.
+            if newest.sequence != after || Instant::now() + REPLICA_RETRY_DELAY >= until {
+                break newest;
+            }
+            sleep(REPLICA_RETRY_DELAY).await;
+        };
         let last = newest.sequence;
         let genuine = self.last_genuine_through(&subject, newest, deadline).await?;
         Ok((genuine.map_or(0, |genuine| genuine.sequence) == after).then_some(last))

@@ -1,14 +1,15 @@
 //! The behaviour of a backplane, once for all implementations; then the failures that only NATS has.
 //!
 //! Every behaviour in `requests` and `notices` runs on the embedded bus and on a real nats-server, with separate
-//! connections for clients and servers; those in `log`, `log_reading` and `state_store` also on a file. The others
-//! kill, freeze, forbid, fill disks and cut the power. Writers that are killed are this binary again, in a mode set by
-//! an environment variable.
+//! connections for clients and servers; those in `log`, `log_reading`, `state_store` and `counters` also on a file, and
+//! on three servers that replicate each stream. The others kill, freeze, forbid, fill disks and cut the power. Writers
+//! that are killed are this binary again, in a mode set by an environment variable.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod auth;
+mod cluster;
 mod counters;
 mod crash;
 mod disk_full;
@@ -25,6 +26,7 @@ mod releases;
 mod requests;
 mod roles;
 mod sealing;
+mod settled;
 mod state_store;
 mod streams;
 mod sync;
@@ -34,6 +36,7 @@ mod writing;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use settled::Replicas;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::testing::NatsServer;
 use stage0_backplane::{Backplane, RequestError, RequestStream};
@@ -53,7 +56,7 @@ macro_rules! on_every_backplane {
 }
 use on_every_backplane;
 
-/// Runs each behaviour on every implementation of stored data: in memory, in a file, on NATS.
+/// Runs each behaviour on every implementation of stored data: in memory, in a file, on one server of NATS, on three.
 macro_rules! on_every_store {
     ($($behaviour:ident),* $(,)?) => {
         mod memory {
@@ -64,6 +67,13 @@ macro_rules! on_every_store {
         }
         mod nats {
             $(#[tokio::test] async fn $behaviour() { super::$behaviour(crate::Stage::nats().await).await; })*
+        }
+        mod replicated {
+            $(#[tokio::test] async fn $behaviour() {
+                if let Some(stage) = crate::Stage::replicated().await {
+                    super::$behaviour(stage).await;
+                }
+            })*
         }
     };
 }
@@ -77,6 +87,7 @@ enum Stage {
     Embedded(Bus),
     File { bus: Bus, _directory: TempDir },
     Nats(NatsServer),
+    Replicated(Replicas),
 }
 
 impl Stage {
@@ -93,11 +104,17 @@ impl Stage {
         Self::Nats(NatsServer::start().await)
     }
 
+    /// None where no cluster can be started, which is reported.
+    async fn replicated() -> Option<Self> {
+        Some(Self::Replicated(Replicas::start().await?))
+    }
+
     /// Another connection.
     async fn connect(&self) -> Backplane {
         match self {
             Self::Embedded(bus) | Self::File { bus, .. } => bus.connect(),
             Self::Nats(server) => Backplane::connect(&server.config("suite")).await.unwrap(),
+            Self::Replicated(replicas) => replicas.connect().await,
         }
     }
 
@@ -106,6 +123,7 @@ impl Stage {
         match self {
             Self::Embedded(bus) | Self::File { bus, .. } => bus.connect(),
             Self::Nats(server) => writing::recorder(server).await.backplane(),
+            Self::Replicated(replicas) => replicas.recorder().await,
         }
     }
 }

@@ -70,6 +70,11 @@ pub(crate) async fn server_with(max_file: &str, logins: Logins) -> NatsServer {
         logins,
         cluster: None,
     };
+    NatsServer::start_with(&settings_of(&file)).await
+}
+
+/// The file without what differs in a test: addresses, the TLS of clients and passwords.
+pub(crate) fn settings_of(file: &NatsServerConf) -> String {
     let (mut settings, mut in_tls) = (String::new(), false);
     for line in file.render().lines() {
         in_tls |= line.starts_with("tls {");
@@ -81,14 +86,14 @@ pub(crate) async fn server_with(max_file: &str, logins: Logins) -> NatsServer {
         }
         in_tls &= line != "}";
     }
-    let of_roles = Role::ALL.into_iter().flat_map(|role| logins.of(role));
+    let of_roles = Role::ALL.into_iter().flat_map(|role| file.logins.of(role));
     let variables = of_roles.map(|login| NatsServerConf::password_variable(&login));
     for variable in variables.chain([NatsServerConf::ADMIN_PASSWORD_VARIABLE.to_owned()]) {
         let variable = format!("${variable}");
         assert!(settings.contains(&variable), "{variable}");
         settings = settings.replace(&variable, "\"right\"");
     }
-    NatsServer::start_with(&settings).await
+    settings
 }
 
 pub(crate) async fn open(nats: &NatsServer, role: &str) -> Connection {
@@ -123,7 +128,7 @@ async fn with_streams() -> (NatsServer, Backplane) {
 }
 
 /// Serves subjects by returning the request; the tasks end when the value is dropped.
-async fn serve(backplane: &Backplane, subjects: &[&'static str]) -> tokio::task::JoinSet<()> {
+pub(crate) async fn serve(backplane: &Backplane, subjects: &[&'static str]) -> tokio::task::JoinSet<()> {
     let mut tasks = tokio::task::JoinSet::new();
     for subject in subjects {
         let mut inbox = backplane.requests.serve_bytes(subject).await.unwrap();
