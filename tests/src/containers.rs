@@ -14,6 +14,8 @@ use serde_json::Value;
 pub struct Containers {
     name: String,
     compose: Vec<String>,
+    /// Below the project's root; each adds to those before it.
+    files: &'static [&'static str],
     settings: Vec<(&'static str, String)>,
     /// Where the gateways are reached.
     pub url: String,
@@ -39,10 +41,19 @@ impl Containers {
         Self {
             name: format!("stage0-test-{purpose}-{process}"),
             compose: needed("STAGE0_TEST_COMPOSE").split_whitespace().map(str::to_owned).collect(),
+            files: &["docker-compose.yml"],
             settings,
             url: format!("https://127.0.0.1:{clients}"),
             page: format!("http://127.0.0.1:{page}"),
         }
+    }
+
+    /// With three servers of NATS. Nothing is started yet.
+    #[must_use]
+    pub fn with_cluster(purpose: &str) -> Self {
+        let mut own = Self::new(purpose);
+        own.files = &["docker-compose.yml", "deploy/cluster/docker-compose.yml"];
+        own
     }
 
     /// As the first, on the same address: it cannot start beside it.
@@ -59,7 +70,10 @@ impl Containers {
     /// `docker compose …` of this project; its output whole, whatever became of it.
     pub fn try_compose(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(&self.compose[0]);
-        command.args(&self.compose[1..]).args(["-p", &self.name, "-f"]).arg(root().join("docker-compose.yml"));
+        command.args(&self.compose[1..]).args(["-p", &self.name]);
+        for file in self.files {
+            command.arg("-f").arg(root().join(file));
+        }
         command.args(arguments).current_dir(root()).envs(self.settings.iter().map(|(name, value)| (*name, value)));
         command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{:?}: {error}", self.compose))
     }
@@ -74,8 +88,8 @@ impl Containers {
     /// How a shell calls compose for this project.
     pub fn shell(&self) -> String {
         let settings: Vec<_> = self.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let file = root().join("docker-compose.yml");
-        format!("env {} {} -p {} -f {}", settings.join(" "), self.compose.join(" "), self.name, file.display())
+        let files: String = self.files.iter().map(|file| format!(" -f {}", root().join(file).display())).collect();
+        format!("env {} {} -p {}{files}", settings.join(" "), self.compose.join(" "), self.name)
     }
 
     /// Containers of a service, running or not.

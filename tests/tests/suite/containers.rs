@@ -1,5 +1,5 @@
-//! The stack of `docker-compose.yml`, brought up as a platform team does it and used from outside, while its parts are
-//! killed.
+//! The stack of `docker-compose.yml`, and the one with three servers of NATS, brought up as a platform team does it and
+//! used from outside, while parts are killed.
 //!
 //! Needs an engine and images, which `scripts/test.sh` gives it wherever one answers or can be installed; so it is not
 //! among the tests that `cargo test` runs by itself.
@@ -22,6 +22,8 @@ use tokio::task::JoinHandle;
 const LONG_TIMEOUT: Duration = Duration::from_secs(90);
 /// The promise when any part except NATS or the keystore dies.
 const CHECKS_RESUME_TIMEOUT: Duration = Duration::from_secs(3);
+/// Two stacks at once would measure the machine, and have one network.
+static ONE_STACK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// Around a death; longer than what is promised.
 const WATCHED_FOR: Duration = Duration::from_secs(5);
 const CALLERS: usize = 4;
@@ -57,6 +59,7 @@ fn the_image_is_built_from_every_crate() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a container engine: `scripts/test.sh containers` runs it"]
 async fn the_container_stack_starts_answers_and_survives_killed_parts() {
+    let _turn = ONE_STACK.lock().await;
     let size = inspect(&image())["Size"].as_u64().unwrap();
     assert!(size < MAX_IMAGE_BYTES, "the image has {size} bytes");
     let stack = Containers::new("whole");
@@ -101,6 +104,37 @@ async fn the_container_stack_starts_answers_and_survives_killed_parts() {
     assert_eq!(api.get(&format!("/v1/decisions/{first}")).await.expect(200)["request_id"], first);
     api.check(&Api::harmless()).await.expect(200);
 
+    stack.compose(&["down", "--volumes"]);
+    assert!(stack.left().is_empty(), "{:?}", stack.left());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a container engine: `scripts/test.sh containers` runs it"]
+async fn the_stack_with_three_servers_of_nats_goes_on_without_any_one_of_them_and_without_a_keystore() {
+    let _turn = ONE_STACK.lock().await;
+    let stack = Containers::with_cluster("cluster");
+    let (banner, dir) = (up(&stack), tempfile::tempdir().unwrap());
+    what_the_banner_says_works(&stack, &banner, dir.path());
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    let api = Api::new(&stack.url, &dir.path().join("stage0-ca.pem"), Some(read("stage0.key").trim()));
+    let load = Load::start(&api);
+    for server in ["nats", "nats-2", "nats-3"] {
+        let container = stack.of(server).remove(0);
+        // The engine does not start it again.
+        docker(&["kill", &container]);
+        let killed = Instant::now();
+        let goes_on = async || load.last().is_some_and(|last| last > killed + Duration::from_secs(1));
+        wait_for("checks are answered without the server", LONG_TIMEOUT, goes_on).await;
+        eprintln!("{server} killed: longest time without an answer {:?}", load.longest_gap(killed));
+        docker(&["start", &container]);
+        is_back(&container).await;
+    }
+    docker(&["kill", &stack.of("keystore").remove(0)]);
+    let create = ["run", "--rm", "-T", "cli", "keys", "create", "--name", "standby", "--scope", "check", "--json"];
+    wait_for("the other keystore serves", LONG_TIMEOUT, async || stack.try_compose(&create).status.success()).await;
+    let answers = load.end().await;
+    assert!(answers.len() > 100, "{} answers are no storm", answers.len());
+    every_answer_is_recorded(&api, &answers).await;
     stack.compose(&["down", "--volumes"]);
     assert!(stack.left().is_empty(), "{:?}", stack.left());
 }
@@ -294,6 +328,11 @@ impl Load {
             last = *time;
         }
         longest
+    }
+
+    /// When the last answer came.
+    fn last(&self) -> Option<Instant> {
+        self.times.lock().unwrap().last().copied()
     }
 
     async fn end(self) -> BTreeMap<String, String> {
