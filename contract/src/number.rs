@@ -53,7 +53,8 @@ impl Micros {
         match number.as_f64() {
             Some(float) if (0.0..9.0e12).contains(&float) => {
                 // Rust prints the shortest decimal that reads back as the same float: `2.34` stays 2.34, exactly.
-                Self::parse(&format!("{float}"), true)
+                // Adding zero drops the sign of a negative zero.
+                Self::parse(&format!("{}", float + 0.0), true)
             }
             _ => Err(NumberError::OutOfRange),
         }
@@ -142,6 +143,7 @@ mod tests {
         let read = |json: &str| Micros::from_evidence(&serde_json::from_str::<Number>(json).unwrap()).map(Micros::get);
         assert_eq!(read("2.34"), Ok(2_340_000));
         assert_eq!(read("0"), Ok(0));
+        assert_eq!((read("-0"), read("-0.0")), (Ok(0), Ok(0)));
         assert_eq!(read("1e-9"), Ok(1));
         assert_eq!(read("2.01"), Ok(2_010_000));
         for bad in ["-1", "-0.5", "1e300", "18446744073709551615", "9223372036855"] {

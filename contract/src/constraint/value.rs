@@ -53,9 +53,10 @@ pub(super) fn is_on(value: Option<&str>, first_edition: bool) -> bool {
     !OFF.contains(&word.as_str())
 }
 
-/// The value without enclosing quotes.
+/// The value without enclosing quotes and blanks, however many of them there are: what is read here is written as it
+/// is read, and must then be read as the same.
 pub(super) fn unquoted(text: &str) -> &str {
-    text.trim().trim_matches(QUOTES).trim()
+    text.trim_matches(|c: char| c.is_whitespace() || QUOTES.contains(&c))
 }
 
 /// The entries of a list, each usable.
@@ -160,10 +161,13 @@ pub(super) fn limit(name: &'static str, unit: Unit, value: Option<&str>) -> Resu
     limit.map_err(|error| ConstraintError::Number { name, error, example, form })
 }
 
-/// A whole number, which may end in `.0`.
+/// A whole number, which may end in `.0`. It is never rounded: `2.9999999` would become 3.
 fn whole_number(value: &str) -> Result<i64, NumberError> {
-    let micros = Micros::parse(value, true)?.get();
-    if micros % Micros::UNIT == 0 { Ok(micros / Micros::UNIT) } else { Err(NumberError::NotANumber) }
+    let (whole, zeros) = value.split_once('.').unwrap_or((value, "0"));
+    if zeros.is_empty() || zeros.bytes().any(|byte| byte != b'0') {
+        return Err(NumberError::NotANumber);
+    }
+    Ok(Micros::parse(whole, false)?.get() / Micros::UNIT)
 }
 
 /// Seconds, or a number with `s`, `m` or `h`, in millionths of a second.
