@@ -106,6 +106,17 @@ pub(crate) fn of_client(bytes: &[u8]) -> Result<Message<'_>, Refusal> {
     envelope(text)
 }
 
+/// A message from a client whose messages are lines. Some readers end a line at a carriage return as well, which is
+/// white space to JSON: a message with one within it could be several to the server behind the guard.
+pub(crate) fn of_client_line(line: &[u8]) -> Result<Message<'_>, Refusal> {
+    let message = of_client(line)?;
+    if line.trim_ascii().contains(&b'\r') {
+        let raw_id = if let Message::Request(request) = &message { Some(request.raw_id) } else { None };
+        return Err(Refusal::new(raw_id, INVALID_REQUEST, "the message has a carriage return within it"));
+    }
+    Ok(message)
+}
+
 /// A message from a server.
 pub(crate) fn of_server(bytes: &[u8]) -> Result<Message<'_>, Refusal> {
     if bytes.len() > MAX_RESULT_BYTES {
@@ -266,6 +277,21 @@ mod tests {
         assert!(matches!(of_client(text.as_bytes()), Ok(Message::Notification(method, _)) if method.ends_with("ized")));
         let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"m"}}"#;
         assert!(matches!(of_server(text.as_bytes()), Ok(Message::Response(None, _))));
+    }
+
+    #[test]
+    fn a_line_that_could_be_several_messages_to_another_reader_is_refused() {
+        let call = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"write_file"}}"#;
+        for (id, method) in [(None, "notifications/progress"), (Some("1"), "ping")] {
+            let id_member = id.map_or_else(String::new, |id| format!(r#""id":{id},"#));
+            let outer = format!(r#"{{"jsonrpc":"2.0",{id_member}"method":"{method}","params":{{"x":CALL}}}}"#);
+            let hidden = outer.replace("CALL", &format!("\r{call}\r"));
+            assert!(of_client(hidden.as_bytes()).is_ok(), "it is lawful JSON: {hidden:?}");
+            let refusal = of_client_line(hidden.as_bytes()).unwrap_err();
+            assert_eq!((refusal.code, refusal.raw_id.as_deref()), (INVALID_REQUEST, id));
+        }
+        assert!(of_client_line(format!("{call}\r").as_bytes()).is_ok(), "at its end it hides nothing");
+        assert!(of_client_line(call.replace("write", "\\r").as_bytes()).is_ok(), "an escaped one is text");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::answer;
 use crate::guard::{Answered, Guard, Step};
 use crate::lines::{self, Line};
 use crate::message::{
-    INVALID_REQUEST, MAX_REQUEST_BYTES, MAX_RESULT_BYTES, Message, Refusal, Response, of_client, of_server,
+    INVALID_REQUEST, MAX_REQUEST_BYTES, MAX_RESULT_BYTES, Message, Refusal, Response, of_client_line, of_server,
 };
 use crate::method::{CANCELLED, Method, is_known_notification, of_request};
 use crate::pending::{Begun, MAX_OPEN, Pending};
@@ -137,7 +137,7 @@ impl Session {
     }
 
     async fn take_from_client(self: &Arc<Self>, line: Vec<u8>, to_server: &mpsc::Sender<Vec<u8>>) {
-        match of_client(&line) {
+        match of_client_line(&line) {
             Err(refusal) => self.send(refusal.answer()).await,
             Ok(Message::Response(..)) => forward(to_server, line).await,
             Ok(Message::Notification(method, params)) => {
@@ -180,7 +180,7 @@ impl Session {
     }
 
     async fn decide_one(&self, line: &[u8], to_server: &mpsc::Sender<Vec<u8>>) {
-        let Ok(Message::Request(request)) = of_client(line) else { return };
+        let Ok(Message::Request(request)) = of_client_line(line) else { return };
         let speaks = match Guard::speaks(&request, self.pending.version()) {
             Ok(speaks) => speaks,
             Err(answer) => return self.refuse(&request.id, answer).await,

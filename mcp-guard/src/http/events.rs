@@ -87,7 +87,9 @@ impl Event {
     pub(super) fn with_data(&self, data: &[u8]) -> Vec<u8> {
         let mut event = Vec::with_capacity(data.len() + 64);
         for line in self.raw.split(|byte| matches!(byte, b'\n' | b'\r')) {
-            let is_data = line == b"data" || line.starts_with(b"data:");
+            // The mark before a stream is no part of a name.
+            let field = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
+            let is_data = field == b"data" || field.starts_with(b"data:");
             if !is_data && !line.is_empty() {
                 event.extend_from_slice(line);
                 event.push(b'\n');
@@ -145,6 +147,14 @@ mod tests {
         let mut parser = Parser::default();
         let event = parser.feed(b"id: 7\r\nevent: message\r\ndata: old\r\ndata: er\r\n\r\n").unwrap().remove(0);
         assert_eq!(event.with_data(b"new\nest"), b"id: 7\nevent: message\ndata: new\ndata: est\n\n");
+    }
+
+    #[test]
+    fn a_mark_before_the_stream_does_not_keep_the_old_data() {
+        let mut parser = Parser::default();
+        let event = parser.feed("\u{feff}data: old\nid: 7\n\n".as_bytes()).unwrap().remove(0);
+        assert_eq!(event.data.as_deref(), Some(&b"old"[..]));
+        assert_eq!(event.with_data(b"new"), b"id: 7\ndata: new\n\n");
     }
 
     #[test]

@@ -77,6 +77,12 @@ async fn a_message_that_two_parsers_could_read_differently_reaches_no_server() {
         r#"{"jsonrpc":"2.0","id":null,"method":"tools/call","params":{"name":"write_file"}}"#,
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":["write_file"]}}"#,
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"write_file","arguments":"x"}}"#,
+        concat!(
+            r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"#,
+            "\r",
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"write_file"}}"#,
+            "\r}}"
+        ),
         "not JSON",
     ] {
         session.send(line).await;
@@ -95,6 +101,10 @@ async fn a_notification_that_is_a_call_reaches_no_server() {
     let world = World::new().await;
     let mut session = world.listed().await;
     session.send(r#"{"jsonrpc":"2.0","method":"tools/call","params":{"name":"write_file"}}"#).await;
+    let hidden = r#"{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":CALL}}"#;
+    let call = "\r{\"jsonrpc\":\"2.0\",\"id\":9,\"method\":\"tools/call\",\"params\":{\"name\":\"write_file\"}}\r";
+    session.send(hidden.replace("CALL", call)).await;
+    assert_eq!(session.receive().await["error"]["code"], -32600);
     session.send(r#"{"jsonrpc":"2.0","method":"notifications/other"}"#).await;
     session.send(r#"{"jsonrpc":"2.0","method":"notifications/roots/list_changed"}"#).await;
     session.ask(1, "ping", json!({})).await;
