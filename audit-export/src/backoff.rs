@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 
-pub(crate) const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
+pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
 
 /// After the first attempt, after the second, and so on: 27.6 hours for eight attempts, the schedule that Svix made
 /// customary (<https://docs.svix.com/retries>). An outage of a day loses nothing; a hiccup costs seconds.

@@ -18,6 +18,8 @@ pub mod egress;
 mod endpoints;
 mod event;
 mod fair;
+#[doc(hidden)]
+pub mod fuzz_support;
 mod lag;
 mod maintenance;
 mod marks;

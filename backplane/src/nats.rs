@@ -39,6 +39,8 @@ pub use auth::{
     KeySet, KeySetError, KeysError, MessageAuth, MessageKeys, Requirement, RequirementError, Rotation,
     persist_requirement,
 };
+#[doc(hidden)]
+pub use auth::fuzz_support;
 pub use config::{JETSTREAM_API, Login, NatsConfig, Tls};
 pub use dial::ConnectError;
 pub use exposure::{Enforced, Exposure, exposure};

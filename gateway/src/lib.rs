@@ -17,6 +17,8 @@ mod canary_return;
 mod config;
 mod errors;
 mod event_collection;
+#[doc(hidden)]
+pub mod fuzz_support;
 mod hook_guards;
 mod idempotency;
 mod idle_timeout;

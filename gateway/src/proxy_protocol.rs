@@ -83,7 +83,7 @@ impl Balancers {
 }
 
 /// Reads the header and not a byte more: the next byte is the first of TLS.
-async fn source(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Refused> {
+pub(crate) async fn source(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Refused> {
     let mut prefix = [0; PREFIX_BYTES];
     stream.read_exact(&mut prefix).await.map_err(|_| Refused::Truncated)?;
     let prefix = Prefix::parse(&prefix)?;

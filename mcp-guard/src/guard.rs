@@ -3,7 +3,7 @@
 //! INVARIANT: a `tools/call` leaves [`Guard::request`] as [`Step::Forward`] only after a complete ALLOW for these very
 //! bytes. Everything that passes is what came in, byte for byte; only the guard's own state is cut out of a call.
 
-mod call;
+pub(crate) mod call;
 mod lists;
 
 use std::borrow::Cow;

@@ -4,7 +4,7 @@
 //! event only the answer to a guarded request is looked at.
 //! INVARIANT: only what [`Guard::request`] forwards is sent to the server as a request.
 
-mod events;
+pub(crate) mod events;
 mod message;
 mod origin;
 mod passing;

@@ -7,6 +7,8 @@
 
 mod answer;
 mod ask;
+#[doc(hidden)]
+pub mod fuzz_support;
 mod guard;
 mod headers;
 mod heartbeat;

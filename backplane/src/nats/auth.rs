@@ -6,6 +6,7 @@
 //! refused, they are refused for as long as the process lives.
 
 mod envelope;
+pub mod fuzz_support;
 mod key_set;
 mod keys;
 mod live;

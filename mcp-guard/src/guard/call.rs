@@ -190,11 +190,13 @@ fn read(params: &Object<'_>) -> Result<Call, &'static str> {
 fn without_own_state<'a>(request: &Request<'a>, bytes: &'a [u8], state: &State) -> Cow<'a, [u8]> {
     match state {
         State::Absent | State::Servers(_) => Cow::Borrowed(bytes),
-        State::Ours => {
-            let params = request.params.clone().without(&["inputResponses", "requestState"]).to_text();
-            Cow::Owned(request.envelope.clone().with("params", &params).to_text().into_bytes())
-        }
+        State::Ours => Cow::Owned(without_answers(request)),
     }
+}
+
+pub(crate) fn without_answers(request: &Request<'_>) -> Vec<u8> {
+    let params = request.params.clone().without(&["inputResponses", "requestState"]).to_text();
+    request.envelope.clone().with("params", &params).to_text().into_bytes()
 }
 
 /// How an allowed call ended, from the server's answer to it.

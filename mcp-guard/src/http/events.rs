@@ -5,21 +5,21 @@ const MAX_EVENT_BYTES: usize = crate::message::MAX_RESULT_BYTES + 64 * 1024;
 
 /// One event.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Event {
+pub(crate) struct Event {
     /// As it came, with the empty line at its end.
-    pub(super) raw: Vec<u8>,
+    pub(crate) raw: Vec<u8>,
     /// The lines of `data`, joined. `None`: it has none.
-    pub(super) data: Option<Vec<u8>>,
+    pub(crate) data: Option<Vec<u8>>,
 }
 
 /// An event is larger than any that is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an event of the server is too large")]
-pub(super) struct TooLarge;
+pub(crate) struct TooLarge;
 
 /// Collects bytes until an event is whole.
 #[derive(Default)]
-pub(super) struct Parser {
+pub(crate) struct Parser {
     raw: Vec<u8>,
     /// Where the present line begins.
     line: usize,
@@ -31,7 +31,7 @@ pub(super) struct Parser {
 
 impl Parser {
     /// The events that end in these bytes.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Event>, TooLarge> {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Event>, TooLarge> {
         let mut events: Vec<Event> = Vec::new();
         for byte in bytes {
             if *byte == b'\n' && std::mem::take(&mut self.after_return) {
@@ -84,7 +84,7 @@ impl Parser {
 
 impl Event {
     /// The same event with other data; its id and name stay.
-    pub(super) fn with_data(&self, data: &[u8]) -> Vec<u8> {
+    pub(crate) fn with_data(&self, data: &[u8]) -> Vec<u8> {
         let mut event = Vec::with_capacity(data.len() + 64);
         for line in self.raw.split(|byte| matches!(byte, b'\n' | b'\r')) {
             // The mark before a stream is no part of a name.

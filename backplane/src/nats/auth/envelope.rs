@@ -15,7 +15,7 @@ use super::super::jetstream::is_malformed;
 use super::rejection::Rejection;
 use super::replays::MessageId;
 
-const AUTH: HeaderName = HeaderName::from_static("Stage0-Auth");
+pub(super) const AUTH: HeaderName = HeaderName::from_static("Stage0-Auth");
 const VERSION: &str = "v1";
 const NO_ROLE: &str = "-";
 const MAX_HEADER_BYTES: usize = 1_024;
