@@ -89,10 +89,10 @@ pub(crate) fn items(text: &str) -> Option<Vec<&str>> {
     Some(items.into_iter().map(RawValue::get).collect())
 }
 
-/// A name as readers take it that match names without regard to case: `ſ` is an `s` to them, and the sign for kelvin
-/// a `k`.
+/// A name as readers take it that match names without regard to case: `ſ` is an `s` to them, the sign for kelvin a `k`,
+/// and `ẞ` a `ß`, whose own capital is `SS`.
 pub(crate) fn folded(name: &str) -> String {
-    name.to_uppercase().to_lowercase()
+    name.to_lowercase().to_uppercase().to_lowercase()
 }
 
 /// A text as a JSON string.
@@ -148,9 +148,15 @@ mod tests {
 
     #[test]
     fn names_that_a_reader_could_take_for_one_another_are_refused() {
-        for text in
-            [r#"{"a":1,"a":2}"#, r#"{"a":1,"A":2}"#, r#"{"a":1,"\u0061":2}"#, r#"{"É":1,"é":1}"#, r#"{"s":1,"ſ":1}"#]
-        {
+        for text in [
+            r#"{"a":1,"a":2}"#,
+            r#"{"a":1,"A":2}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"É":1,"é":1}"#,
+            r#"{"s":1,"ſ":1}"#,
+            r#"{"ẞ":1,"ß":1}"#,
+            r#"{"Straße":1,"STRASSE":1}"#,
+        ] {
             assert_eq!(Object::parse(text).unwrap_err(), ObjectError::SameName, "{text}");
         }
         assert!(Object::parse(r#"{"a":1,"b":{"a":1,"a":2}}"#).is_ok(), "only its own members are looked at");
