@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 
+/// A day.
 pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
 
 /// After the first attempt, after the second, and so on: 27.6 hours for eight attempts, the schedule that Svix made

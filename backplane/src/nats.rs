@@ -35,20 +35,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use admin::{AdminError, Sizes, StreamAdmin, StreamState};
+#[doc(hidden)]
+pub use auth::fuzz_support;
 pub use auth::{
     KeySet, KeySetError, KeysError, MessageAuth, MessageKeys, Requirement, RequirementError, Rotation,
     persist_requirement,
 };
-#[doc(hidden)]
-pub use auth::fuzz_support;
 pub use config::{JETSTREAM_API, Login, NatsConfig, Tls};
 pub use dial::ConnectError;
 pub use exposure::{Enforced, Exposure, exposure};
 pub use fsync_check::{SyncFault, SyncMode};
 pub use health::Health;
 pub use monitor::JetStreamState;
-pub use release::{Release, ReleaseError};
 pub use nats_conf::{ClusterConf, ClusterRoute, Logins, NatsServerConf};
+pub use release::{Release, ReleaseError};
 
 use crate::{Backplane, metrics};
 use jetstream::JetError;

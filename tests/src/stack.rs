@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use stage0_backplane::testing::{NatsServer, SYNCED, wait_for};
+use stage0_backplane::testing::{NODES, NatsCluster, NatsServer, SYNCED, wait_for};
 use stage0_contract::Scope;
 use tempfile::TempDir;
 
@@ -26,6 +26,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Stack {
     pub directory: TempDir,
     pub nats: Option<NatsServer>,
+    /// Instead of the one server.
+    pub cluster: Option<NatsCluster>,
     pub dev: Option<Process>,
     pub keystore: Option<Process>,
     pub evaluators: Vec<Process>,
@@ -65,6 +67,7 @@ impl Stack {
         Self {
             directory,
             nats: None,
+            cluster: None,
             dev: Some(dev),
             keystore: None,
             evaluators: vec![],
@@ -81,19 +84,19 @@ impl Stack {
     async fn on_nats(mut settings: StackBuilder) -> Self {
         let directory = tempfile::tempdir().unwrap();
         settings.make_keys(directory.path());
-        let server = settings.nats_settings.as_deref().unwrap_or(SYNCED);
-        let nats = match NatsServer::start_in(&directory.path().join("nats"), server).await {
-            Some(nats) => nats,
-            None => NatsServer::start_with(server).await,
+        let (nats, cluster) = match settings.is_clustered {
+            true => (None, Some(NatsCluster::start().await.expect("a cluster needs nats-server as a binary"))),
+            false => (Some(one_server(&settings, directory.path()).await), None),
         };
+        let servers = Servers::of(nats.as_ref(), cluster.as_ref());
         // It waits for the streams, which exporters and gateways make.
         let keys = directory.path().join("keys");
         settings.place_keystore(&keys);
-        let keystore = settings.begin_keystore(&nats, &keys, &[]);
-        let evaluators = (0..settings.evaluators.unwrap_or(1)).map(|_| settings.start_evaluator(&nats)).collect();
-        let exporters = (0..settings.exporters.unwrap_or(1)).map(|_| settings.start_exporter(&nats)).collect();
+        let keystore = settings.begin_keystore(&servers, &keys, &[]);
+        let evaluators = (0..settings.evaluators.unwrap_or(1)).map(|_| settings.start_evaluator(&servers)).collect();
+        let exporters = (0..settings.exporters.unwrap_or(1)).map(|_| settings.start_exporter(&servers)).collect();
         let (gateways, urls): (Vec<_>, Vec<_>) =
-            (0..settings.gateways.unwrap_or(1)).map(|_| settings.start_gateway(&nats, directory.path())).unzip();
+            (0..settings.gateways.unwrap_or(1)).map(|_| settings.start_gateway(&servers, directory.path())).unzip();
         serves(&keystore);
         let key = std::fs::read_to_string(directory.path().join("keys/operator.key")).unwrap();
         let operator = Api::new(&urls[0], &directory.path().join("tls/ca.pem"), Some(key.trim()));
@@ -105,7 +108,8 @@ impl Stack {
         let api = operator.with_key(&key);
         Self {
             directory,
-            nats: Some(nats),
+            nats,
+            cluster,
             dev: None,
             keystore: Some(keystore),
             evaluators,
@@ -120,12 +124,16 @@ impl Stack {
     }
 
     pub fn ca(&self) -> PathBuf {
-        let tls = if self.nats.is_none() { "data/tls/ca.pem" } else { "tls/ca.pem" };
+        let tls = if self.is_on_nats() { "tls/ca.pem" } else { "data/tls/ca.pem" };
         self.directory.path().join(tls)
     }
 
     pub fn data(&self) -> PathBuf {
-        self.directory.path().join(if self.nats.is_none() { "data" } else { "keys" })
+        self.directory.path().join(if self.is_on_nats() { "keys" } else { "data" })
+    }
+
+    fn is_on_nats(&self) -> bool {
+        self.nats.is_some() || self.cluster.is_some()
     }
 
     /// `127.0.0.1:port` of the first gateway.
@@ -166,8 +174,8 @@ impl Stack {
         dev.chain(keystore).chain(evaluators).chain(gateways).chain(exporters).collect()
     }
 
-    fn server(&self) -> &NatsServer {
-        self.nats.as_ref().expect("a stack on NATS")
+    fn servers(&self) -> Servers {
+        Servers::of(self.nats.as_ref(), self.cluster.as_ref())
     }
 
     /// Evaluators and gateways that are started from now on have this clock; none: this machine's.
@@ -182,18 +190,18 @@ impl Stack {
 
     /// One more, at another address.
     pub fn start_gateway(&mut self) {
-        let (gateway, url) = self.settings.start_gateway(self.server(), self.directory.path());
+        let (gateway, url) = self.settings.start_gateway(&self.servers(), self.directory.path());
         self.gateways.push(gateway);
         self.urls.push(url);
     }
 
     pub fn start_evaluator(&mut self) {
-        let evaluator = self.settings.start_evaluator(self.server());
+        let evaluator = self.settings.start_evaluator(&self.servers());
         self.evaluators.push(evaluator);
     }
 
     pub fn start_exporter(&mut self) {
-        let exporter = self.settings.start_exporter(self.server());
+        let exporter = self.settings.start_exporter(&self.servers());
         self.exporters.push(exporter);
     }
 
@@ -206,25 +214,25 @@ impl Stack {
 
     /// A further keystore, perhaps with another directory, which may have to wait or end.
     pub fn begin_keystore(&self, data: &Path, with: &[&str]) -> Process {
-        self.settings.begin_keystore(self.server(), data, with)
+        self.settings.begin_keystore(&self.servers(), data, with)
     }
 
     /// kill -9, and a new one in its place.
     pub fn restart_evaluator(&mut self, index: usize) {
         self.evaluators[index].kill();
-        self.evaluators[index] = self.settings.start_evaluator(self.server());
+        self.evaluators[index] = self.settings.start_evaluator(&self.servers());
     }
 
     /// kill -9, and a new one in its place.
     pub fn restart_exporter(&mut self, index: usize) {
         self.exporters[index].kill();
-        self.exporters[index] = self.settings.start_exporter(self.server());
+        self.exporters[index] = self.settings.start_exporter(&self.servers());
     }
 
     /// kill -9, and a new one in its place, at another address.
     pub fn restart_gateway(&mut self, index: usize) {
         self.gateways[index].kill();
-        let (gateway, url) = self.settings.start_gateway(self.server(), self.directory.path());
+        let (gateway, url) = self.settings.start_gateway(&self.servers(), self.directory.path());
         (self.gateways[index], self.urls[index]) = (gateway, url);
         if index == 0 {
             (self.api, self.operator) = (self.api.at(&self.urls[0]), self.operator.at(&self.urls[0]));
@@ -262,6 +270,34 @@ impl Stack {
     pub fn restart_dev(&mut self) {
         self.stop_dev();
         self.start_dev();
+    }
+}
+
+/// Where roles find NATS: values of their settings.
+pub(super) struct Servers {
+    url: String,
+    monitors: String,
+}
+
+impl Servers {
+    fn of(nats: Option<&NatsServer>, cluster: Option<&NatsCluster>) -> Self {
+        match (nats, cluster) {
+            (Some(nats), _) => Self { url: nats.url(), monitors: nats.monitor() },
+            (None, Some(cluster)) => {
+                let urls: Vec<_> = (0..NODES).map(|node| cluster.url(node)).collect();
+                Self { url: urls.join(","), monitors: cluster.monitors().join(",") }
+            }
+            (None, None) => panic!("a stack on NATS"),
+        }
+    }
+}
+
+/// In a directory of the test's, where that is possible.
+async fn one_server(settings: &StackBuilder, directory: &Path) -> NatsServer {
+    let server = settings.nats_settings.as_deref().unwrap_or(SYNCED);
+    match NatsServer::start_in(&directory.join("nats"), server).await {
+        Some(nats) => nats,
+        None => NatsServer::start_with(server).await,
     }
 }
 

@@ -123,7 +123,7 @@ impl Change {
             Self::Set { at, byte } if whole > 0 => input[at.index(whole)] = *byte,
             Self::Flip { .. } | Self::Set { .. } => {}
             Self::Insert { at, bytes } => insert(input, place(at, whole), bytes),
-            Self::Word { at, word } => insert(input, place(at, whole), word.get(&material.words)),
+            Self::Word { at, word } => insert(input, place(at, whole), word.get(&material.words).as_slice()),
             Self::Replace { at, length, word } => {
                 drop(input.splice(piece(at, length, whole), word.get(&material.words).iter().copied()));
             }

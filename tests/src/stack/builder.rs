@@ -6,9 +6,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use stage0_backplane::nats::{KeySet, Requirement};
+use stage0_backplane::testing::NODES;
 use stage0_contract::Role;
 
-use super::{Authority, NatsServer, Process, Stack};
+use super::{Authority, Process, Servers, Stack};
 use crate::moved_clock::MovedClock;
 use crate::team::Packs;
 
@@ -24,6 +25,7 @@ pub struct StackBuilder {
     pub(super) gateways: Option<usize>,
     pub(super) exporters: Option<usize>,
     pub(super) nats_settings: Option<String>,
+    pub(super) is_clustered: bool,
     arguments: Vec<String>,
     gateway_arguments: Vec<String>,
     export_arguments: Vec<String>,
@@ -167,6 +169,12 @@ impl StackBuilder {
         Stack::on_dev(self).await
     }
 
+    /// On three servers of NATS that replicate each stream, instead of one.
+    #[must_use]
+    pub fn clustered(self) -> Self {
+        Self { is_clustered: true, ..self.with(&["--log-replicas", &NODES.to_string()]) }
+    }
+
     /// One process for each role, on a nats-server of its own.
     pub async fn nats(self) -> Stack {
         Stack::on_nats(self).await
@@ -214,16 +222,16 @@ impl StackBuilder {
     }
 
     /// Started, and perhaps waiting.
-    pub(super) fn begin_keystore(&self, nats: &NatsServer, data: &Path, with: &[&str]) -> Process {
-        let own = ["keystore", "--nats", &nats.url(), "--data-dir", data.to_str().unwrap()];
+    pub(super) fn begin_keystore(&self, nats: &Servers, data: &Path, with: &[&str]) -> Process {
+        let own = ["keystore", "--nats", &nats.url, "--data-dir", data.to_str().unwrap()];
         Process::start_within(
             &[owned(&own), self.arguments.clone(), self.keys(Role::Keystore), owned(with)].concat(),
             self.memory,
         )
     }
 
-    pub(super) fn start_evaluator(&self, nats: &NatsServer) -> Process {
-        let own = ["evaluator", "--nats", &nats.url()];
+    pub(super) fn start_evaluator(&self, nats: &Servers) -> Process {
+        let own = ["evaluator", "--nats", &nats.url];
         let arguments =
             [owned(&own), self.arguments.clone(), self.policy_arguments.clone(), self.keys(Role::Evaluator)].concat();
         let evaluator = Process::start_in(&arguments, self.memory, &self.environment);
@@ -231,8 +239,8 @@ impl StackBuilder {
         evaluator
     }
 
-    pub(super) fn start_exporter(&self, nats: &NatsServer) -> Process {
-        let own = [owned(&["audit-export", "--nats", &nats.url()]), owned(&CHECKPOINTS), self.monitor(nats)];
+    pub(super) fn start_exporter(&self, nats: &Servers) -> Process {
+        let own = [owned(&["audit-export", "--nats", &nats.url]), owned(&CHECKPOINTS), self.monitor(nats)];
         let keys = self.keys(Role::AuditExport);
         let rest = [self.arguments.clone(), self.export_arguments.clone(), self.private(), keys];
         let exporter = Process::start_within(&[own.concat(), rest.concat()].concat(), self.memory);
@@ -240,8 +248,8 @@ impl StackBuilder {
         exporter
     }
 
-    pub(super) fn start_gateway(&self, nats: &NatsServer, directory: &Path) -> (Process, String) {
-        let (url, tls) = (nats.url(), directory.join("tls"));
+    pub(super) fn start_gateway(&self, nats: &Servers, directory: &Path) -> (Process, String) {
+        let (url, tls) = (nats.url.clone(), directory.join("tls"));
         let own = ["gateway", "--nats", &url, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
         let own = [owned(&own), self.budget(), self.monitor(nats), self.private()].concat();
         let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.keys(Role::Gateway)];
@@ -255,8 +263,8 @@ impl StackBuilder {
         owned(&["--request-budget-ms", &self.budget_ms.unwrap_or(PATIENT_BUDGET_MS).to_string()])
     }
 
-    fn monitor(&self, nats: &NatsServer) -> Vec<String> {
-        if self.unverified { vec![] } else { owned(&["--nats-monitor", &nats.monitor()]) }
+    fn monitor(&self, nats: &Servers) -> Vec<String> {
+        if self.unverified { vec![] } else { owned(&["--nats-monitor", &nats.monitors]) }
     }
 
     fn private(&self) -> Vec<String> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stage0_backplane::testing::wait_for;
+use stage0_backplane::testing::{NODES, wait_for};
 use stage0_tests::{Api, Authority, Delivery, Receiver, Stack, account_scopes};
 use tokio::task::JoinHandle;
 
@@ -249,5 +249,52 @@ async fn dev_killed_under_load_has_recorded_every_answer_and_delivers_every_reco
     }
     load.more(50).await;
     load.end().await;
+    assert_kept(&stack, &receiver, &tenants, &load).await;
+}
+
+/// What happens to a server of the cluster.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    Killed,
+    Frozen,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whichever_of_three_nats_servers_is_lost_checks_go_on_and_every_answer_is_recorded_and_delivered() {
+    let authority = Authority::default();
+    let receiver = Receiver::tls(&authority).await;
+    let stack = Stack::build().clustered().gateways(2).evaluators(2).exporters(2).private_webhooks();
+    let mut stack = stack.trusting(&authority).nats().await;
+    let tenants = tenants(&stack, &receiver).await;
+    let mut load = Load::start(&stack, &tenants);
+    load.more(100).await;
+    for (node, loss) in (0..NODES).zip([Loss::Killed, Loss::Frozen, Loss::Killed]) {
+        let lost = Instant::now();
+        match loss {
+            Loss::Killed => stack.cluster.as_mut().unwrap().kill(node),
+            Loss::Frozen => stack.cluster.as_mut().unwrap().freeze(node),
+        }
+        // Those of every caller that waited for the lost server.
+        load.more(10 * CALLERS).await;
+        eprintln!("server {node} {loss:?}: {} answers in {:?}", 10 * CALLERS, lost.elapsed());
+        let cluster = stack.cluster.as_mut().unwrap();
+        match loss {
+            Loss::Killed => cluster.restart(node).await,
+            Loss::Frozen => cluster.thaw(node),
+        }
+        cluster.wait_until_current().await;
+        load.more(50).await;
+    }
+    // A process of each role, while all servers are there.
+    stack.restart_gateway(0);
+    load.is_at(&stack.urls);
+    stack.restart_evaluator(0);
+    stack.restart_exporter(0);
+    stack.start_keystore();
+    load.more(50).await;
+    load.end().await;
+    stack.cluster.as_ref().unwrap().settle().await;
+    let refused = load.refused.load(Ordering::SeqCst);
+    eprintln!("{} answers, {refused} refusals", load.answered());
     assert_kept(&stack, &receiver, &tenants, &load).await;
 }

@@ -85,7 +85,8 @@ async fn headers_and_bodies_that_come_byte_by_byte_end_at_the_deadline_of_the_wh
     let gateway = Gateway::start().await;
     let started = Instant::now();
     let head = gateway.head("1.1", "Content-Length: 2000\r\n");
-    let (heads, body) = tokio::join!(gateway.trickled("", &head), gateway.trickled(&head, &" ".repeat(2_000)));
+    let blanks = " ".repeat(2_000);
+    let (heads, body) = tokio::join!(gateway.trickled("", &head), gateway.trickled(&head, &blanks));
     assert!(heads.is_empty() || heads.starts_with("HTTP/1.1 408"), "{heads}");
     assert!(body.starts_with("HTTP/1.1 408") && body.contains("request_timeout"), "{body}");
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
