@@ -82,6 +82,7 @@ const GROUPS: &[Group] = &[
         documents: &[
             document!("install.md", "Install"),
             document!("local-stack.md", "Local stack"),
+            document!("cluster.md", "NATS in a cluster"),
             document!("CONFIGURATION.md", "Configuration"),
             document!("OPERATIONS.md", "Operations"),
             document!("limits.md", "Runs, limits, abuse"),
