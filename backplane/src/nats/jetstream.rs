@@ -23,8 +23,6 @@ use crate::{Cause, MarkError, PutError, ReadError, RequestError};
 /// Concurrent reads of many messages on one connection; each may bring megabytes.
 pub(super) const MAX_READS: usize = 64;
 
-/// A cluster has no leader yet.
-const UNAVAILABLE: u64 = 10_008;
 /// JetStream's API subjects lead nowhere from this account.
 const NOT_IN_ACCOUNT: u64 = 10_039;
 pub(super) const NO_SUCH_STREAM: u64 = 10_059;
@@ -121,7 +119,7 @@ impl JetError {
     pub(super) fn is_temporary(&self) -> bool {
         match self {
             Self::NoResponders | Self::DeadlinePassed | Self::NotConnected | Self::Unacknowledged(_) => true,
-            Self::Refused { code, .. } => *code == UNAVAILABLE,
+            Self::Refused { code, .. } => *code == NO_LEADER,
             Self::Forbidden(_)
             | Self::NotInAccount(_)
             | Self::Missing(_)
