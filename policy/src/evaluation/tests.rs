@@ -99,7 +99,7 @@ fn a_rule_that_only_cedar_knows_is_evaluated_beside_compiled_ones() {
 
 #[test]
 fn engines_share_rules_that_are_all_compiled_and_have_their_own_where_cedar_is_asked() {
-    let pack = Pack::embedded().unwrap();
+    let pack = Pack::load(&Files::embedded()).unwrap();
     let (one, other) = (pack.rules_for_engine().unwrap(), pack.rules_for_engine().unwrap());
     assert!(Arc::ptr_eq(&one, &other));
     let weak = Arc::downgrade(&one);
