@@ -128,7 +128,8 @@ fn decoded(value: &str, name: &str) -> Result<String, String> {
     let Some(encoded) = value.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?=")) else {
         return Ok(value.to_owned());
     };
-    let bytes = BASE64.decode(encoded.as_bytes()).ok();
+    // Padding within is taken by the decoder, and by others as the end.
+    let bytes = BASE64.decode(encoded.as_bytes()).ok().filter(|bytes| BASE64.encode(bytes) == encoded);
     bytes
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .ok_or_else(|| format!("the header `{name}` cannot be decoded"))
@@ -171,7 +172,7 @@ mod tests {
         let name = format!("=?base64?{}?=", BASE64.encode("über".as_bytes()));
         let right = [(METHOD, "tools/call"), (NAME, name.as_str())];
         assert_eq!(standard(&right, CALL, true), Ok(()));
-        let wrong: [&[(&str, &str)]; 7] = [
+        let wrong: [&[(&str, &str)]; 8] = [
             &[],
             &right[..1],
             &right[1..],
@@ -179,6 +180,8 @@ mod tests {
             &[(METHOD, "tools/call"), (NAME, "other")],
             &[(METHOD, "tools/call"), (METHOD, "tools/call"), (NAME, &name)],
             &[(METHOD, "tools/call"), (NAME, "=?base64?!?=")],
+            // "ü" and "ber", joined.
+            &[(METHOD, "tools/call"), (NAME, "=?base64?w7w=YmVy?=")],
         ];
         for pairs in wrong {
             assert!(standard(pairs, CALL, true).is_err(), "{pairs:?}");

@@ -90,7 +90,7 @@ impl Event {
             // The mark before a stream is no part of a name.
             let field = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
             let is_data = field == b"data" || field.starts_with(b"data:");
-            if !is_data && !line.is_empty() {
+            if !is_data && !field.is_empty() {
                 event.extend_from_slice(line);
                 event.push(b'\n');
             }
@@ -155,6 +155,8 @@ mod tests {
         let event = parser.feed("\u{feff}data: old\nid: 7\n\n".as_bytes()).unwrap().remove(0);
         assert_eq!(event.data.as_deref(), Some(&b"old"[..]));
         assert_eq!(event.with_data(b"new"), b"id: 7\ndata: new\n\n");
+        let event = parser.feed("\u{feff}\r\r".as_bytes()).unwrap().remove(0);
+        assert_eq!(event.with_data(b"new"), b"data: new\n\n");
     }
 
     #[test]
