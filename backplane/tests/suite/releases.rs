@@ -1,5 +1,6 @@
 //! Which releases may start as a role, by what has run.
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use stage0_backplane::nats::{Connection, KeySet, MessageAuth, NatsConfig, Release, ReleaseError, Requirement};
 use stage0_backplane::testing::NatsServer;
@@ -41,7 +42,9 @@ async fn what_another_client_wrote_as_the_newest_release_keeps_no_role_from_star
     let gateway = gateway(&nats).await;
     let stranger = async_nats::jetstream::new(async_nats::connect(nats.url()).await.unwrap());
     let forged = Bytes::from(serde_json::to_vec(&release(9)).unwrap());
-    stranger.publish("s0.ledger.usage.release", forged).await.unwrap().await.unwrap();
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+    stranger.publish_with_headers("s0.ledger.usage.release", headers, forged).await.unwrap().await.unwrap();
     gateway.admit(Role::Gateway, &release(1)).await.unwrap();
     assert_eq!(gateway.newest_release(Role::Gateway).await.unwrap(), None);
 }

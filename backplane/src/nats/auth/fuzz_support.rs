@@ -18,6 +18,10 @@ pub struct Header {
 impl Header {
     /// Reads the header's value; none for one that is refused.
     pub fn parse(text: &str) -> Option<Self> {
+        // No header has these, as it would end there.
+        if text.contains(['\r', '\n']) {
+            return None;
+        }
         let mut headers = HeaderMap::new();
         headers.insert(AUTH, HeaderValue::from(text));
         let sealed = Sealed::parse(Some(&headers)).ok()??;
