@@ -12,7 +12,7 @@ use stage0_secret_file::check_secret_file;
 use super::{CommandKind, all, in_order, unknown};
 
 /// Variables that only tests of this repository read.
-const TEST_ONLY: [&str; 9] = [
+const TEST_ONLY: [&str; 11] = [
     "STAGE0_TEST_NATS_SERVER",
     "STAGE0_TEST_NATS_IMAGE",
     "STAGE0_TEST_NATS",
@@ -20,6 +20,8 @@ const TEST_ONLY: [&str; 9] = [
     "STAGE0_TEST_BALANCER_IMAGE",
     "STAGE0_TEST_IMAGE",
     "STAGE0_CRASH_ROUNDS",
+    "STAGE0_FUZZ_SECONDS",
+    "STAGE0_SEED",
     "STAGE0_ALLOW_NO_POWERCUT",
     "STAGE0_BIN",
 ];
