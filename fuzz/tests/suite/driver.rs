@@ -4,10 +4,12 @@
 //! ones each time: a failure prints the seed (`STAGE0_SEED` repeats it) and the input, and keeps the input in a file.
 //! `STAGE0_FUZZ_SECONDS` is the time for each target.
 
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
@@ -73,18 +75,40 @@ pub(super) fn run(target: &Target, material: &Material, seed: u64, count: u32) -
 
 /// Whether the parser took the input, or what does not hold for it.
 pub(super) fn judge(target: &Target, input: &[u8]) -> Result<bool, String> {
-    let mut outcome = Ok(false);
+    keep_panics();
+    let mut is_taken = None;
+    IS_JUDGING.set(true);
     // Within: a panic that passed the measurement would disturb the next one.
-    let allocated = allocation_counter::measure(|| outcome = catch_unwind(AssertUnwindSafe(|| target.run(input))));
-    let is_taken = outcome.map_err(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it panics".to_owned())
-    })?;
+    let allocated =
+        allocation_counter::measure(|| is_taken = catch_unwind(AssertUnwindSafe(|| target.run(input))).ok());
+    IS_JUDGING.set(false);
+    let is_taken = is_taken.ok_or_else(|| PANIC.take())?;
     let most = MAX_BASE_BYTES + MAX_BYTES_PER_BYTE * u64::try_from(input.len()).unwrap();
     if allocated.bytes_total > most {
         return Err(format!("{} bytes were allocated, and may be {most}", allocated.bytes_total));
     }
     Ok(is_taken)
+}
+
+thread_local! {
+    static IS_JUDGING: Cell<bool> = const { Cell::new(false) };
+    /// What the last panic of a target said, and where.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// A target's panic is what was looked for. Printed as it happens, it would come once for each step to a smaller input.
+fn keep_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if IS_JUDGING.get() {
+                PANIC.set(panic.to_string());
+            } else {
+                others(panic);
+            }
+        }));
+    });
 }
 
 pub(super) fn folder() -> PathBuf {

@@ -87,11 +87,14 @@ impl Event {
     pub(crate) fn with_data(&self, data: &[u8]) -> Vec<u8> {
         let mut event = Vec::with_capacity(data.len() + 64);
         for line in self.raw.split(|byte| matches!(byte, b'\n' | b'\r')) {
-            // The mark before a stream is no part of a name.
-            let field = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line);
+            // The mark before a stream is no part of a name, and another line may come to stand there.
+            let mut field = line;
+            while let Some(rest) = field.strip_prefix("\u{feff}".as_bytes()) {
+                field = rest;
+            }
             let is_data = field == b"data" || field.starts_with(b"data:");
             if !is_data && !field.is_empty() {
-                event.extend_from_slice(line);
+                event.extend_from_slice(field);
                 event.push(b'\n');
             }
         }
@@ -155,7 +158,7 @@ mod tests {
         let event = parser.feed("\u{feff}data: old\nid: 7\n\n".as_bytes()).unwrap().remove(0);
         assert_eq!(event.data.as_deref(), Some(&b"old"[..]));
         assert_eq!(event.with_data(b"new"), b"id: 7\ndata: new\n\n");
-        let event = parser.feed("\u{feff}\r\r".as_bytes()).unwrap().remove(0);
+        let event = parser.feed("data: old\n\u{feff}\u{feff}data: er\n\u{feff}\n\n".as_bytes()).unwrap().remove(0);
         assert_eq!(event.with_data(b"new"), b"data: new\n\n");
     }
 

@@ -23,7 +23,8 @@ impl Header {
             return None;
         }
         let mut headers = HeaderMap::new();
-        headers.insert(AUTH, HeaderValue::from(text));
+        // No line end reaches a value: it ends the line in which the header stands.
+        headers.insert(AUTH, text.parse::<HeaderValue>().ok()?);
         let sealed = Sealed::parse(Some(&headers)).ok()??;
         let receivers = Role::ALL.into_iter().map(Some).chain([None]);
         let proofs = receivers.filter_map(|receiver| Some((receiver, sealed.proof(receiver)?))).collect();
