@@ -29,7 +29,7 @@ static PROCESS: OnceLock<String> = OnceLock::new();
 impl Clocks {
     /// Reads both clocks.
     pub fn now() -> Self {
-        Self { wall: Timestamp::now(), boot: boottime() }
+        simulated().unwrap_or_else(|| Self { wall: Timestamp::now(), boot: kernel_boottime() })
     }
 
     /// How far the wall clock is ahead of boottime, in microseconds. It changes only when somebody sets the wall clock.
@@ -48,8 +48,20 @@ impl Clocks {
 /// Time since the host was started (`CLOCK_BOOTTIME`). It cannot be set, and it runs on while the process is stopped
 /// and while the host sleeps. Costs tens of nanoseconds and no system call.
 pub fn boottime() -> Duration {
+    simulated().map_or_else(kernel_boottime, |simulated| simulated.boot)
+}
+
+fn kernel_boottime() -> Duration {
     let boot = clock_gettime(ClockId::Boottime);
     Duration::new(u64::try_from(boot.tv_sec).unwrap_or_default(), u32::try_from(boot.tv_nsec).unwrap_or_default())
+}
+
+/// The clocks of the simulation that runs on this thread; none in a build that ships.
+fn simulated() -> Option<Clocks> {
+    #[cfg(feature = "simulation")]
+    return crate::sim::clocks();
+    #[cfg(not(feature = "simulation"))]
+    None
 }
 
 /// Marks the start of the process for [`steady_now`].
@@ -59,6 +71,10 @@ pub fn start() {
 
 /// The wall time at the process's start plus the boottime since, or the wall clock where that is earlier.
 pub fn steady_now() -> Timestamp {
+    // A simulation's clock starts when it does, and this start is the process's.
+    if let Some(simulated) = simulated() {
+        return simulated.wall;
+    }
     let now = Clocks::now();
     let start = START.get_or_init(|| now);
     steady_since(*start, now)
@@ -72,6 +88,9 @@ fn steady_since(start: Clocks, now: Clocks) -> Timestamp {
 /// The time for data that a process keeps and expires itself. It follows the wall clock, except that a jump ahead by
 /// more than an hour is followed only after an hour: a clock that is wrong for a moment expires nothing.
 pub fn settled() -> Timestamp {
+    if let Some(simulated) = simulated() {
+        return simulated.wall;
+    }
     let now = Clocks::now();
     let mut settled = SETTLED.lock().unwrap_or_else(PoisonError::into_inner);
     settled.get_or_insert(Settled { offset: now.offset(), ahead: None }).time(now)

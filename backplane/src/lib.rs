@@ -13,6 +13,8 @@ mod metrics;
 pub mod nats;
 mod notices;
 mod requests;
+#[cfg(feature = "simulation")]
+pub mod sim;
 mod state_store;
 mod store_clock;
 #[cfg(feature = "testing")]
@@ -93,6 +95,15 @@ impl PartialEq for Cause {
 }
 
 impl Eq for Cause {}
+
+/// Uniform between 0 and 1, to spread delays; 0.5 where the system has no randomness.
+pub fn random_fraction() -> f64 {
+    #[cfg(feature = "simulation")]
+    if let Some(drawn) = sim::fraction() {
+        return drawn;
+    }
+    getrandom::u32().map_or(0.5, |bits| f64::from(bits) / f64::from(u32::MAX))
+}
 
 /// None: the system gives no random bytes.
 fn random<const LENGTH: usize>() -> Option<[u8; LENGTH]> {

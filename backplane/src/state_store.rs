@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use crate::{BoxFuture, Cause, ClockError, MAX_MESSAGE_BYTES, NotReady, ReadError, StoreClock};
+use crate::{BoxFuture, Cause, ClockError, MAX_MESSAGE_BYTES, NotReady, ReadError, StoreClock, random_fraction};
 
 /// The records of an installation.
 pub trait StateStore: Send + Sync {
@@ -168,11 +168,6 @@ impl dyn StateStore + '_ {
             serde_json::from_slice(&record.value).map_err(|_| ReadError("the counter cannot be read".into()))?;
         Ok((counter.count, Some(record.revision)))
     }
-}
-
-/// Between 0 and 1; 1 if the system has no randomness.
-fn random_fraction() -> f64 {
-    getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX))
 }
 
 /// One state of a record.

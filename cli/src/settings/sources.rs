@@ -23,6 +23,8 @@ const TEST_ONLY: [&str; 11] = [
     "STAGE0_FUZZ_SECONDS",
     "STAGE0_SEED",
     "STAGE0_ALLOW_NO_POWERCUT",
+    "STAGE0_SIM_SEED",
+    "STAGE0_SIM_SEEDS",
     "STAGE0_BIN",
 ];
 

@@ -104,6 +104,7 @@ fn a_flag_comes_before_a_variable_and_that_before_the_file() {
 fn variables_of_the_tests_are_no_mistake() {
     let mut command = stage0(&["dev", "--listen", "x"]);
     command.env("STAGE0_TEST_NATS_SERVER", "x").env("STAGE0_BIN", "x").env("STAGE0_CRASH_ROUNDS", "x");
+    command.env("STAGE0_SIM_SEED", "x").env("STAGE0_SIM_SEEDS", "x");
     assert!(!ended(&mut command).err.contains("is not a setting"));
 }
 

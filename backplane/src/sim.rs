@@ -1,0 +1,153 @@
+//! Deterministic simulation: several processes over one state store and one log, on a virtual clock, with faults.
+//!
+//! A simulation drives the real code of a core and checks from outside what its callers got as answers. Every delay, fault,
+//! freeze and death is drawn from the seed, all tasks share one thread, and time passes only while all of them wait.
+//! INVARIANT: a run is a function of its [`Plan`], so that a failure can be run again and shrunk. What is drawn does
+//! not depend on which faults are on: turning one off leaves the rest of the schedule as it was, until it matters.
+//!
+//! Owns no promise of any core. A store is as bad here as NATS may be, and no worse: see [`Fault`].
+
+// Test code that several packages share.
+#![allow(clippy::expect_used, clippy::panic)]
+
+mod exchange;
+mod explore;
+mod log;
+mod node;
+mod numbers;
+mod plan;
+mod store;
+mod world;
+
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::clock::Clocks;
+pub use explore::{Test, Totals, explore, finds_a_violation, story};
+pub use node::Node;
+use numbers::Numbers;
+pub use plan::{Fault, Faults, Flaw, Plan};
+use world::World;
+
+/// What the clocks of a simulation show at its start.
+const EPOCH_SECONDS: i64 = 1_800_000_000;
+const UPTIME: Duration = Duration::from_secs(100_000);
+
+thread_local! {
+    /// The simulation that runs on this thread, if one does.
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+struct Current {
+    started: Instant,
+    /// For delays that the product draws itself.
+    numbers: Numbers,
+}
+
+/// A simulation that runs. Clones share it.
+#[derive(Clone)]
+pub struct Sim {
+    world: Arc<Mutex<World>>,
+}
+
+/// Until it is dropped, the clocks and the random delays of this thread are the simulation's.
+struct Installed;
+
+impl Installed {
+    fn new(seed: u64) -> Self {
+        let current = Current { started: Instant::now(), numbers: Numbers::new(seed ^ 0x5eed) };
+        CURRENT.with(|cell| *cell.borrow_mut() = Some(current));
+        Self
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        CURRENT.with(|cell| *cell.borrow_mut() = None);
+    }
+}
+
+/// The clocks of the simulation that runs on this thread.
+pub(crate) fn clocks() -> Option<Clocks> {
+    let elapsed = CURRENT.with(|cell| cell.borrow().as_ref().map(|current| current.started.elapsed()))?;
+    let epoch = Timestamp::from_second(EPOCH_SECONDS).ok()?;
+    Some(Clocks { wall: epoch.checked_add(elapsed).ok()?, boot: UPTIME + elapsed })
+}
+
+/// What [`crate::random_fraction`] returns in the simulation that runs on this thread.
+pub(crate) fn fraction() -> Option<f64> {
+    CURRENT.with(|cell| Some(cell.borrow_mut().as_mut()?.numbers.fraction()))
+}
+
+impl Sim {
+    fn new(plan: &Plan, keeps_story: bool) -> Self {
+        Self { world: Arc::new(Mutex::new(World::new(plan, keeps_story))) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The processes of this run, in their order.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Node> {
+        (0..self.lock().plan.nodes).map(|number| Node::new(self.clone(), number)).collect()
+    }
+
+    /// A process that nothing ever happens to, for what is checked in the end.
+    #[must_use]
+    pub fn observer(&self) -> Node {
+        Node::new(self.clone(), self.lock().plan.nodes)
+    }
+
+    /// A number below this one, of the simulation's own stream.
+    #[must_use]
+    pub fn below(&self, limit: u64) -> u64 {
+        self.lock().numbers.below(limit)
+    }
+
+    /// True so many times in a thousand.
+    #[must_use]
+    pub fn chance(&self, per_thousand: u64) -> bool {
+        self.below(1_000) < per_thousand
+    }
+
+    /// Takes one of the plan's steps; false: all are taken.
+    #[must_use]
+    pub fn step(&self) -> bool {
+        let mut world = self.lock();
+        let left = world.steps_left.checked_sub(1);
+        world.steps_left = left.unwrap_or_default();
+        left.is_some()
+    }
+
+    /// How long something of the plan's pace takes: from nothing to twice the pace.
+    #[must_use]
+    pub fn moment(&self) -> Duration {
+        let mut world = self.lock();
+        let pace = world.plan.pace;
+        pace.mul_f64(2.0 * world.numbers.fraction())
+    }
+
+    /// Ends all faults. What is on its way still arrives.
+    pub fn calm(&self) {
+        let mut world = self.lock();
+        world.tell("  ", "all faults end");
+        world.calm();
+    }
+
+    /// A line of the story.
+    pub fn tell(&self, what: impl Display) {
+        self.lock().tell("  ", what);
+    }
+
+    /// Counts something that the simulation must have seen, over all seeds.
+    pub fn count(&self, what: &'static str) {
+        self.lock().count(what, 1);
+    }
+}

@@ -1,0 +1,163 @@
+//! A process of the simulation: it can be frozen, cut off and killed.
+//!
+//! What a process awaits itself stands still while it is frozen. A task that the product spawns goes on, but its
+//! exchanges with the store stand still as well, which is all that others see of it.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::Sim;
+use super::log::SimLog;
+use super::plan::Fault;
+use super::store::SimStore;
+use crate::{DecisionLog, StateStore};
+
+/// One process, or its place: another one starts where it was killed.
+#[derive(Clone)]
+pub struct Node {
+    sim: Sim,
+    number: usize,
+}
+
+impl Node {
+    pub(super) fn new(sim: Sim, number: usize) -> Self {
+        Self { sim, number }
+    }
+
+    /// Which one it is.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// The state store as this process reaches it.
+    #[must_use]
+    pub fn state_store(&self) -> Arc<dyn StateStore> {
+        Arc::new(SimStore { sim: self.sim.clone(), node: self.number })
+    }
+
+    /// The log as this process reaches it.
+    #[must_use]
+    pub fn log(&self) -> Arc<dyn DecisionLog> {
+        Arc::new(SimLog { sim: self.sim.clone(), node: self.number })
+    }
+
+    /// Lives until `start` has ended by itself: after each death it starts again. What the process had in memory must be
+    /// inside, as it is dropped.
+    pub async fn live<F: Future<Output = ()>>(&self, mut start: impl FnMut() -> F) {
+        loop {
+            let deaths = self.deaths();
+            let mut life = pin!(start());
+            let ended = poll_fn(|context| match self.is_stopped(deaths, context) {
+                Some(Stopped::Dead) => Poll::Ready(false),
+                Some(Stopped::Frozen) => Poll::Pending,
+                None => life.as_mut().poll(context).map(|()| true),
+            });
+            if ended.await {
+                return;
+            }
+            self.tell("is dead");
+            sleep(self.moment()).await;
+            self.tell("starts again");
+        }
+    }
+
+    fn deaths(&self) -> u64 {
+        self.sim.lock().nodes.get(self.number).map_or(0, |node| node.deaths)
+    }
+
+    fn is_stopped(&self, deaths: u64, context: &Context<'_>) -> Option<Stopped> {
+        let mut world = self.sim.lock();
+        let is_frozen = world.frozen_until(self.number).is_some();
+        let node = world.nodes.get_mut(self.number)?;
+        if node.deaths != deaths {
+            return Some(Stopped::Dead);
+        }
+        if !node.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+            node.wakers.push(context.waker().clone());
+        }
+        is_frozen.then_some(Stopped::Frozen)
+    }
+
+    /// A number below this one, of the process's own stream.
+    #[must_use]
+    pub fn below(&self, limit: u64) -> u64 {
+        self.sim.lock().nodes.get_mut(self.number).map_or(0, |node| node.numbers.below(limit))
+    }
+
+    /// True so many times in a thousand.
+    #[must_use]
+    pub fn chance(&self, per_thousand: u64) -> bool {
+        self.below(1_000) < per_thousand
+    }
+
+    /// From nothing to twice the plan's pace.
+    #[must_use]
+    pub fn moment(&self) -> Duration {
+        let mut world = self.sim.lock();
+        let pace = world.plan.pace;
+        world.within(self.number, 2 * pace)
+    }
+
+    /// A line of the story.
+    pub fn tell(&self, what: impl std::fmt::Display) {
+        self.sim.lock().note(self.number, what);
+    }
+}
+
+enum Stopped {
+    Dead,
+    Frozen,
+}
+
+impl Sim {
+    /// Freezes, cuts off and kills processes until all is calm.
+    pub(super) async fn strike(self) {
+        loop {
+            let pause = self.moment();
+            sleep(pause).await;
+            let mut world = self.lock();
+            if world.is_calm {
+                return;
+            }
+            let nodes = world.plan.nodes as u64;
+            let at = world.numbers.below(nodes) as usize;
+            let spells = [Fault::Away, Fault::Frozen].map(|fault| (world.strikes(at, fault), world.spell(at)));
+            let is_killed = world.strikes(at, Fault::Killed);
+            let now = Instant::now();
+            let [(is_away, away), (is_frozen, frozen)] = spells;
+            if is_away {
+                world.note(at, format_args!("is cut off for {} ms", away.as_millis()));
+            }
+            if is_frozen {
+                world.note(at, format_args!("stands still for {} ms", frozen.as_millis()));
+            }
+            let Some(node) = world.nodes.get_mut(at) else { return };
+            if is_away {
+                node.away_until = Some(now + away);
+            }
+            if is_frozen {
+                node.frozen_until = Some(now + frozen);
+            }
+            if is_killed {
+                (node.deaths, node.frozen_until) = (node.deaths + 1, None);
+                node.wakers.drain(..).for_each(Waker::wake);
+            }
+            if is_frozen {
+                // Its task polls nothing while it is frozen, so it is woken.
+                let (sim, until) = (self.clone(), now + frozen);
+                drop(tokio::spawn(async move {
+                    sleep(until.saturating_duration_since(Instant::now())).await;
+                    if let Some(node) = sim.lock().nodes.get_mut(at) {
+                        node.wakers.drain(..).for_each(Waker::wake);
+                    }
+                }));
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The state store of a simulation: pure, with every state of each record kept for replicas that lag.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Sim;
+use super::plan::{Fault, Flaw};
+use super::world::{Version, World};
+use crate::state_store::fault;
+use crate::{
+    BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore, StoreClock,
+};
+
+/// A record expires up to this long after its TTL.
+const LATE_EXPIRY: Duration = Duration::from_secs(1);
+
+pub(super) struct SimStore {
+    pub(super) sim: Sim,
+    pub(super) node: usize,
+}
+
+impl World {
+    /// The state of the store that this read sees: now, or before a while.
+    pub(super) fn seen_at(&mut self, node: usize) -> Instant {
+        let is_lagging = self.strikes(node, Fault::Lagging);
+        let pace = self.plan.pace;
+        let lag = self.within(node, 3 * pace);
+        let now = Instant::now();
+        if is_lagging { now.checked_sub(lag).unwrap_or(now) } else { now }
+    }
+
+    fn version(&self, key: &str, at: Instant) -> Option<&Version> {
+        let stored = self.records.get(key)?.iter().rev().find(|version| version.stored_at <= at)?;
+        Some(stored).filter(|version| version.expires_at.is_none_or(|end| end > Instant::now()))
+    }
+
+    fn put(
+        &mut self,
+        key: &str,
+        value: Bytes,
+        expected: Option<Revision>,
+        ttl: Option<Duration>,
+    ) -> Result<Revision, PutError> {
+        let now = Instant::now();
+        let current = self.version(key, now).map(|version| version.revision);
+        if current != expected && self.plan.flaw != Some(Flaw::IgnoresExpected) {
+            return Err(PutError::Conflict);
+        }
+        let revision = Revision(self.next_revision());
+        if self.fails_by(Flaw::Forgets) {
+            return Ok(revision);
+        }
+        let late = LATE_EXPIRY.mul_f64(self.numbers.fraction());
+        let expires_at = ttl.map(|ttl| now + ttl + late);
+        let version = Version { revision, value, stored_at: now, expires_at };
+        self.records.entry(key.to_owned()).or_default().push(version);
+        Ok(revision)
+    }
+
+    /// In the order of the keys; the cursor is the last word that was looked at.
+    fn list(&self, at: Instant, under: &str, after: Option<&str>, most: usize) -> RecordPage {
+        let prefix = format!("{under}.");
+        let words = self.records.keys().filter_map(|key| key.strip_prefix(&prefix));
+        let words = words.filter(|word| !word.contains('.') && after.is_none_or(|after| *word > after));
+        let mut words = words.peekable();
+        let mut page = RecordPage::default();
+        while page.records.len() < most
+            && let Some(word) = words.next()
+        {
+            if let Some(version) = self.version(&format!("{prefix}{word}"), at) {
+                page.records.push((word.to_owned(), version.record()));
+            }
+            page.next = words.peek().is_some().then(|| word.to_owned());
+        }
+        page
+    }
+}
+
+impl Version {
+    fn record(&self) -> Record {
+        Record { revision: self.revision, value: self.value.clone() }
+    }
+}
+
+impl StateStore for SimStore {
+    fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
+        Box::pin(async move {
+            let (node, key) = (self.node, key.to_owned());
+            let work = move |world: &mut World| {
+                let at = world.seen_at(node);
+                let found = world.version(&key, at).map(Version::record);
+                let revision = found.as_ref().map_or(0, |found| found.revision.0);
+                let lag = if at < Instant::now() { ", from a replica that lags" } else { "" };
+                world.note(node, format_args!("reads {key}: {revision}{lag}"));
+                found
+            };
+            self.sim.exchange(node, deadline, work).await.map_err(|why| ReadError(why.cause()))
+        })
+    }
+
+    fn put<'a>(
+        &'a self,
+        key: &'a str,
+        value: Bytes,
+        expected: Option<Revision>,
+        expires_in: Option<Duration>,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Revision, PutError>> {
+        Box::pin(async move {
+            if let Some(why) = fault(key, &value) {
+                return Err(PutError::Failed(why.into()));
+            }
+            let (node, key) = (self.node, key.to_owned());
+            let work = move |world: &mut World| {
+                let put = world.put(&key, value, expected, expires_in);
+                let from = expected.map_or(0, |revision| revision.0);
+                match &put {
+                    Ok(Revision(to)) => world.note(node, format_args!("puts {key}: {from} becomes {to}")),
+                    Err(_) => world.note(node, format_args!("puts {key}: it is not {from}, a conflict")),
+                }
+                put
+            };
+            self.sim.exchange(node, deadline, work).await.map_err(|why| PutError::Failed(why.cause()))?
+        })
+    }
+
+    fn list<'a>(
+        &'a self,
+        under: &'a str,
+        after: Option<&'a str>,
+        most: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
+        Box::pin(async move {
+            let (node, under, after) = (self.node, under.to_owned(), after.map(str::to_owned));
+            let work = move |world: &mut World| {
+                let at = world.seen_at(node);
+                let page = world.list(at, &under, after.as_deref(), most);
+                world.note(node, format_args!("lists {under}: {} records", page.records.len()));
+                page
+            };
+            self.sim.exchange(node, deadline, work).await.map_err(|why| ReadError(why.cause()).into())
+        })
+    }
+
+    fn clock(&self) -> &Arc<StoreClock> {
+        StoreClock::own()
+    }
+
+    fn read_clock(&self, _: Duration, _: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
