@@ -1,9 +1,9 @@
 //! Deterministic simulation: several processes over one state store and one log, on a virtual clock, with faults.
 //!
-//! A simulation drives the real code of a core and checks from outside what its callers got as answers. Every delay, fault,
-//! freeze and death is drawn from the seed, all tasks share one thread, and time passes only while all of them wait.
-//! INVARIANT: a run is a function of its [`Plan`], so that a failure can be run again and shrunk. What is drawn does
-//! not depend on which faults are on: turning one off leaves the rest of the schedule as it was, until it matters.
+//! A simulation drives the real code of a core and checks from outside what its callers got as answers. Every delay,
+//! fault, freeze and death is drawn from the seed, all tasks share one thread, and time passes only while all of them
+//! wait. INVARIANT: a run is a function of its [`Plan`], so that a failure can be run again and shrunk. What is drawn
+//! does not depend on which faults are on: turning one off leaves the rest of the schedule as it was, until it matters.
 //!
 //! Owns no promise of any core. A store is as bad here as NATS may be, and no worse: see [`Fault`].
 
@@ -139,6 +139,13 @@ impl Sim {
         let mut world = self.lock();
         world.tell("  ", "all faults end");
         world.calm();
+    }
+
+    /// What the simulation checks does not hold: the run fails, with the first of these.
+    pub fn violated(&self, why: String) {
+        let mut world = self.lock();
+        world.tell("  ", &why);
+        world.violation.get_or_insert(why);
     }
 
     /// A line of the story.

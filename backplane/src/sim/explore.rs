@@ -110,11 +110,11 @@ where
     };
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(whole)));
     let outcome = ended.unwrap_or_else(|panic| Err(said(panic.as_ref())));
-    let (totals, story) = sim.map_or_else(Default::default, |sim| {
-        let mut world = sim.lock();
-        (std::mem::take(&mut world.totals), world.take_story())
-    });
-    Run { outcome, totals, story }
+    let Some(sim) = sim else { return Run { outcome, totals: Totals::new(), story: Vec::new() } };
+    let mut world = sim.lock();
+    // What comes after a violation may follow from it.
+    let outcome = world.violation.take().map_or(outcome, Err);
+    Run { outcome, totals: std::mem::take(&mut world.totals), story: world.take_story() }
 }
 
 fn said(panic: &(dyn Any + Send)) -> String {

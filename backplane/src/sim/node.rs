@@ -47,8 +47,8 @@ impl Node {
         Arc::new(SimLog { sim: self.sim.clone(), node: self.number })
     }
 
-    /// Lives until `start` has ended by itself: after each death it starts again. What the process had in memory must be
-    /// inside, as it is dropped.
+    /// Lives until `start` has ended by itself: after each death it starts again. What the process had in memory must
+    /// be inside, as it is dropped.
     pub async fn live<F: Future<Output = ()>>(&self, mut start: impl FnMut() -> F) {
         loop {
             let deaths = self.deaths();

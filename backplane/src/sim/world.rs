@@ -28,6 +28,7 @@ pub(super) struct World {
     revision: u64,
     /// Exchanges that the store has not ended, whether or not their callers wait.
     pub(super) under_way: usize,
+    pub(super) violation: Option<String>,
     pub(super) totals: BTreeMap<&'static str, u64>,
     story: Option<Story>,
     started: Instant,
@@ -88,6 +89,7 @@ impl World {
             entries: Vec::new(),
             revision: 0,
             under_way: 0,
+            violation: None,
             totals: BTreeMap::new(),
             story: keeps_story.then(Story::default),
             started: Instant::now(),
