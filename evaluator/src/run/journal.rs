@@ -17,7 +17,7 @@ mod release;
 mod streaks;
 mod take;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -68,7 +68,8 @@ struct State {
     rounds: u64,
     /// Changes of the last round.
     last_round: usize,
-    runs: HashMap<String, HeldRun>,
+    /// In an order, so that a process does the same each time that a simulation runs it.
+    runs: BTreeMap<String, HeldRun>,
     /// Runs whose records are being written so that they name the journal.
     beginning: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
     /// Runs that this process changes no more, until their own records surely have their states.
@@ -95,6 +96,8 @@ struct HeldRun {
 #[derive(Debug)]
 struct Waiting {
     key: String,
+    /// Which hold of the run it changes: a shard may have taken the run from here, so that it is held again.
+    base: Revision,
     deadline: Instant,
     done: oneshot::Sender<Result<(), PutError>>,
 }
@@ -129,7 +132,7 @@ impl Journal {
             reloads: 0,
             rounds: 0,
             last_round: 0,
-            runs: HashMap::new(),
+            runs: BTreeMap::new(),
             beginning: HashMap::new(),
             left: Vec::new(),
             waiting: Vec::new(),
@@ -244,7 +247,8 @@ impl State {
         }
         let later = std::mem::take(&mut self.waiting);
         let all = waiting.into_iter().chain(later);
-        let (held, lost): (Vec<_>, Vec<_>) = all.partition(|waiting| self.runs.contains_key(&waiting.key));
+        let is_held = |waiting: &Waiting| self.runs.get(&waiting.key).is_some_and(|run| run.entry.base == waiting.base);
+        let (held, lost): (Vec<_>, Vec<_>) = all.partition(is_held);
         self.waiting = held;
         lost
     }

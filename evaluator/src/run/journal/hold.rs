@@ -136,7 +136,7 @@ impl Journal {
         held.entry.state = Some(packed);
         (held.state, held.used) = (run, Instant::now());
         let (done, outcome) = oneshot::channel();
-        state.waiting.push(Waiting { key: key.to_owned(), deadline, done });
+        state.waiting.push(Waiting { key: key.to_owned(), base: hold.base, deadline, done });
         if state.waiting.len() >= state.last_round {
             self.filled.notify_waiters();
         }
