@@ -9,11 +9,12 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stage0_backplane::{ListError, PutError, ReadError, Revision, StateStore};
+use stage0_backplane::{ListError, PutError, ReadError, Revision, StateStore, random_fraction};
 use tokio::time::Instant;
 
-/// The shortest delay after a conflict. A random part is added, so that many evaluators do not collide again.
-const CONFLICT_RETRY_MICROS: u64 = 500;
+/// The shortest delay after a conflict, and the random part of it, so that many evaluators do not collide again.
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_micros(500);
+const CONFLICT_RETRY_SPREAD: Duration = Duration::from_millis(2);
 /// The shortest time that anything is kept.
 pub(crate) const MIN_TTL: Duration = Duration::from_secs(1);
 
@@ -83,8 +84,8 @@ impl Records {
 
 /// Waits for a randomised moment after a conflict.
 pub(crate) async fn pause() {
-    let spread = u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs() % 2_000);
-    tokio::time::sleep(Duration::from_micros(CONFLICT_RETRY_MICROS + spread)).await;
+    let spread = CONFLICT_RETRY_SPREAD.mul_f64(random_fraction());
+    tokio::time::sleep(CONFLICT_RETRY_DELAY + spread).await;
 }
 
 /// How long until a time; zero if it has come.

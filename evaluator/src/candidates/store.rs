@@ -6,9 +6,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use stage0_backplane::{PutError, ReadError, Revision, StateStore};
+use stage0_backplane::{PutError, ReadError, Revision, StateStore, random_fraction};
 use stage0_contract::{
     AccountId, CANDIDATE_RECORDS, CandidateFindings, CandidatesRead, FieldError, FoundOfCandidate, MAX_CANDIDATES,
     ManageReply, ReadCandidates, Refusal,
@@ -23,8 +22,9 @@ use crate::metrics;
 const TTL: Duration = Duration::from_secs(7 * 86_400);
 /// Evaluators that a record remembers, each since its start.
 const MAX_WRITERS: usize = 64;
-/// The shortest delay after a conflict. A random part is added, so that many evaluators do not collide again.
-const CONFLICT_RETRY_MICROS: u64 = 500;
+/// The shortest delay after a conflict, and the random part of it, so that many evaluators do not collide again.
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_micros(500);
+const CONFLICT_RETRY_SPREAD: Duration = Duration::from_millis(2);
 
 /// Why findings are not stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -144,8 +144,8 @@ pub(crate) async fn read(
 }
 
 async fn pause() {
-    let spread = u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs() % 2_000);
-    sleep(Duration::from_micros(CONFLICT_RETRY_MICROS + spread)).await;
+    let spread = CONFLICT_RETRY_SPREAD.mul_f64(random_fraction());
+    sleep(CONFLICT_RETRY_DELAY + spread).await;
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use stage0_backplane::{MAX_CONCURRENT_LISTS, PutError, StateStore};
+use stage0_backplane::{MAX_CONCURRENT_LISTS, PutError, StateStore, random_fraction};
 use stage0_contract::{
     AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded, RunId,
     RunSettled, RunView, SettleRun, ShowRun, UNLIMITED,
@@ -34,8 +34,9 @@ use crate::engines::Engines;
 use crate::in_flight::InFlightCheck;
 use crate::metrics;
 
-/// The shortest delay after a conflict. A random part is added, so that many evaluators do not collide again.
-const CONFLICT_RETRY_MICROS: u64 = 500;
+/// The shortest delay after a conflict, and the random part of it, so that many evaluators do not collide again.
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_micros(500);
+const CONFLICT_RETRY_SPREAD: Duration = Duration::from_millis(1);
 /// How long giving up all held runs may take at shutdown.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -409,6 +410,6 @@ fn failed<T>(account: &AccountId, request_id: Option<&RequestId>, error: &RunErr
 
 /// Waits for a randomised moment after a conflict.
 async fn pause() {
-    let spread = u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs() % 1_000);
-    tokio::time::sleep(Duration::from_micros(CONFLICT_RETRY_MICROS + spread)).await;
+    let spread = CONFLICT_RETRY_SPREAD.mul_f64(random_fraction());
+    tokio::time::sleep(CONFLICT_RETRY_DELAY + spread).await;
 }

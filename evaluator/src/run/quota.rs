@@ -214,6 +214,9 @@ fn kept_for(day: i64, now: i64) -> Duration {
 }
 
 #[cfg(test)]
+mod simulated;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use stage0_backplane::embedded::Bus;
