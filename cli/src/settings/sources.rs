@@ -12,7 +12,7 @@ use stage0_secret_file::check_secret_file;
 use super::{CommandKind, all, in_order, unknown};
 
 /// Variables that only tests of this repository read.
-const TEST_ONLY: [&str; 11] = [
+const TEST_ONLY: [&str; 13] = [
     "STAGE0_TEST_NATS_SERVER",
     "STAGE0_TEST_NATS_IMAGE",
     "STAGE0_TEST_NATS",
