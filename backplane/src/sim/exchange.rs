@@ -5,17 +5,20 @@
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Sim;
+use super::node::Blow;
 use super::plan::Fault;
-use super::world::World;
+use super::world::{Rates, World};
 use crate::Cause;
 
 /// The longest that an exchange takes one way where nothing goes wrong.
 const USUAL_DELAY: Duration = Duration::from_millis(3);
 /// How long after a deadline what is late arrives at most, beside the pace.
 const LATE_BY: Duration = Duration::from_millis(20);
+
+const WAKE_TIME: Duration = Duration::from_millis(1);
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,9 @@ struct Course {
     hangs: bool,
     /// Cut off on its way, a request still arrives once its process is back.
     is_resent: bool,
+    /// What strikes the process when the store has done its part, and before that.
+    blows: [Option<Blow>; 3],
+    is_struck_before: bool,
 }
 
 impl World {
@@ -59,11 +65,17 @@ impl World {
         }
         let pace = self.plan.pace;
         let (there, back) = (self.within(node, USUAL_DELAY), self.within(node, USUAL_DELAY));
-        let (slow_there, slow_back) = (self.within(node, 2 * pace), self.within(node, 2 * pace));
+        let [slow_there, slow_back] = [0; 2].map(|_: i32| {
+            // Short ones are more frequent: what is too slow for every caller is one case, and the rest are many.
+            let most = self.within(node, 2 * pace);
+            self.within(node, most)
+        });
         let late_by = self.within(node, pace + LATE_BY);
-        let [hangs, is_resent] = [0; 2].map(|_: i32| self.within(node, Duration::from_secs(2)).as_secs() > 0);
+        let flip = |world: &mut Self| world.within(node, Duration::from_secs(2)).as_secs() > 0;
+        let (hangs, is_resent, is_struck_before) = (flip(self), flip(self), flip(self));
+        let blows = self.blows(node, Rates::Exchange);
         let (there, back) = if slow { (there + slow_there, back + slow_back) } else { (there, back) };
-        Course { there, back, fault, late_by, hangs, is_resent }
+        Course { there, back, fault, late_by, hangs, is_resent, blows, is_struck_before }
     }
 }
 
@@ -81,7 +93,7 @@ impl Sim {
             world.under_way += 1;
             world.course(node)
         };
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let sim = self.clone();
         // It ends by itself: nothing in it waits for ever.
         drop(tokio::spawn(async move {
@@ -90,7 +102,13 @@ impl Sim {
             // The caller may have given up or died.
             let _ = answer.send(outcome);
         }));
-        match timeout_at(deadline, answered).await {
+        let mut outcome = timeout_at(deadline, &mut answered).await;
+        if outcome.is_err() && self.is_frozen(node) {
+            // No clock of a frozen process goes off. Afterwards it finds an answer that has come, however late it is.
+            self.thawed(node).await;
+            outcome = timeout(WAKE_TIME, answered).await;
+        }
+        match outcome {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) | Err(_) => Err(Unanswered::Unknown),
         }
@@ -128,7 +146,14 @@ impl Sim {
                 return Err(Unanswered::Unknown);
             }
         }
+        let strike = || course.blows.into_iter().flatten().for_each(|blow| self.hit(node, blow));
+        if course.is_struck_before {
+            strike();
+        }
         let done = work(&mut self.lock());
+        if !course.is_struck_before {
+            strike();
+        }
         if course.fault == Some(Fault::AnswerLost) {
             self.tell_of(node, "its answer is lost");
             until(failed_at).await;
@@ -156,6 +181,10 @@ impl Sim {
             let Some(frozen_until) = self.lock().frozen_until(node) else { return };
             until(frozen_until).await;
         }
+    }
+
+    fn is_frozen(&self, node: usize) -> bool {
+        self.lock().frozen_until(node).is_some()
     }
 
     fn away_until(&self, node: usize) -> Option<Instant> {

@@ -15,6 +15,7 @@ use super::Sim;
 use super::log::SimLog;
 use super::plan::Fault;
 use super::store::SimStore;
+use super::world::{Rates, World};
 use crate::{DecisionLog, StateStore};
 
 /// One process, or its place: another one starts where it was killed.
@@ -38,7 +39,13 @@ impl Node {
     /// The state store as this process reaches it.
     #[must_use]
     pub fn state_store(&self) -> Arc<dyn StateStore> {
-        Arc::new(SimStore { sim: self.sim.clone(), node: self.number })
+        Arc::new(SimStore::new(self.sim.clone(), self.number))
+    }
+
+    /// The same with message keys: a record older than one that this process read or wrote through it is refused.
+    #[must_use]
+    pub fn state_store_with_keys(&self) -> Arc<dyn StateStore> {
+        Arc::new(SimStore::new(self.sim.clone(), self.number).with_keys())
     }
 
     /// The log as this process reaches it.
@@ -115,48 +122,67 @@ enum Stopped {
     Frozen,
 }
 
+/// A fault of a process, and how long it lasts.
+pub(super) type Blow = (Fault, Duration);
+
+impl World {
+    /// What strikes a process at this moment, each with how long it lasts.
+    pub(super) fn blows(&mut self, node: usize, of: Rates) -> [Option<Blow>; 3] {
+        [Fault::Away, Fault::Frozen, Fault::Killed].map(|fault| {
+            let (strikes, spell) = (self.strikes_at(node, fault, of), self.spell(node));
+            strikes.then_some((fault, spell))
+        })
+    }
+}
+
 impl Sim {
     /// Freezes, cuts off and kills processes until all is calm.
     pub(super) async fn strike(self) {
         loop {
-            let pause = self.moment();
-            sleep(pause).await;
-            let mut world = self.lock();
-            if world.is_calm {
-                return;
+            sleep(self.moment()).await;
+            let (at, blows) = {
+                let mut world = self.lock();
+                if world.is_calm {
+                    return;
+                }
+                let nodes = world.plan.nodes as u64;
+                let at = world.numbers.below(nodes) as usize;
+                (at, world.blows(at, Rates::Usual))
+            };
+            for blow in blows.into_iter().flatten() {
+                self.hit(at, blow);
             }
-            let nodes = world.plan.nodes as u64;
-            let at = world.numbers.below(nodes) as usize;
-            let spells = [Fault::Away, Fault::Frozen].map(|fault| (world.strikes(at, fault), world.spell(at)));
-            let is_killed = world.strikes(at, Fault::Killed);
-            let now = Instant::now();
-            let [(is_away, away), (is_frozen, frozen)] = spells;
-            if is_away {
-                world.note(at, format_args!("is cut off for {} ms", away.as_millis()));
-            }
-            if is_frozen {
-                world.note(at, format_args!("stands still for {} ms", frozen.as_millis()));
-            }
-            let Some(node) = world.nodes.get_mut(at) else { return };
-            if is_away {
-                node.away_until = Some(now + away);
-            }
-            if is_frozen {
-                node.frozen_until = Some(now + frozen);
-            }
-            if is_killed {
-                (node.deaths, node.frozen_until) = (node.deaths + 1, None);
-                node.wakers.drain(..).for_each(Waker::wake);
-            }
-            if is_frozen {
+        }
+    }
+
+    pub(super) fn hit(&self, at: usize, (fault, spell): Blow) {
+        let until = Instant::now() + spell;
+        let mut world = self.lock();
+        if world.is_calm {
+            return;
+        }
+        match fault {
+            Fault::Away => world.note(at, format_args!("is cut off for {} ms", spell.as_millis())),
+            Fault::Frozen => world.note(at, format_args!("stands still for {} ms", spell.as_millis())),
+            _ => {}
+        }
+        let Some(node) = world.nodes.get_mut(at) else { return };
+        match fault {
+            Fault::Away => node.away_until = Some(until),
+            Fault::Frozen => {
+                node.frozen_until = Some(until);
                 // Its task polls nothing while it is frozen, so it is woken.
-                let (sim, until) = (self.clone(), now + frozen);
+                let sim = self.clone();
                 drop(tokio::spawn(async move {
-                    sleep(until.saturating_duration_since(Instant::now())).await;
+                    sleep(spell).await;
                     if let Some(node) = sim.lock().nodes.get_mut(at) {
                         node.wakers.drain(..).for_each(Waker::wake);
                     }
                 }));
+            }
+            _ => {
+                (node.deaths, node.frozen_until) = (node.deaths + 1, None);
+                node.wakers.drain(..).for_each(Waker::wake);
             }
         }
     }

@@ -82,7 +82,7 @@ impl Fault {
         1 << self as u16
     }
 
-    /// Of a thousand exchanges, reads or moments of a process.
+    /// Of a thousand exchanges, reads or moments of a process. A process is also struck in the middle of an exchange.
     pub(super) fn rate(self) -> u64 {
         match self {
             Self::Slow | Self::Lagging => 60,

@@ -1,6 +1,7 @@
 //! The state store of a simulation: pure, with every state of each record kept for replicas that lag.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +19,45 @@ use crate::{
 const LATE_EXPIRY: Duration = Duration::from_secs(1);
 
 pub(super) struct SimStore {
-    pub(super) sim: Sim,
-    pub(super) node: usize,
+    sim: Sim,
+    node: usize,
+    /// The newest revision of each record that this process knows of, where it would notice an older one.
+    newest: Option<Mutex<HashMap<String, Revision>>>,
+}
+
+impl SimStore {
+    pub(super) fn new(sim: Sim, node: usize) -> Self {
+        Self { sim, node, newest: None }
+    }
+
+    pub(super) fn with_keys(self) -> Self {
+        Self { newest: Some(Mutex::default()), ..self }
+    }
+
+    async fn stored(&self, key: &str, deadline: Instant) -> Result<Option<Record>, ReadError> {
+        let (node, key) = (self.node, key.to_owned());
+        let work = move |world: &mut World| {
+            let at = world.seen_at(node);
+            let found = world.version(&key, at).map(Version::record);
+            let revision = found.as_ref().map_or(0, |found| found.revision.0);
+            let lag = if at < Instant::now() { ", from a replica that lags" } else { "" };
+            world.note(node, format_args!("reads {key}: {revision}{lag}"));
+            found
+        };
+        self.sim.exchange(node, deadline, work).await.map_err(|why| ReadError(why.cause()))
+    }
+
+    fn known(&self, key: &str) -> Option<Revision> {
+        self.newest.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+
+    fn note_newest(&self, key: &str, revision: Revision) {
+        if let Some(newest) = &self.newest {
+            let mut newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = newest.entry(key.to_owned()).or_insert(revision);
+            *known = revision.max(*known);
+        }
+    }
 }
 
 impl World {
@@ -88,16 +126,16 @@ impl Version {
 impl StateStore for SimStore {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         Box::pin(async move {
-            let (node, key) = (self.node, key.to_owned());
-            let work = move |world: &mut World| {
-                let at = world.seen_at(node);
-                let found = world.version(&key, at).map(Version::record);
-                let revision = found.as_ref().map_or(0, |found| found.revision.0);
-                let lag = if at < Instant::now() { ", from a replica that lags" } else { "" };
-                world.note(node, format_args!("reads {key}: {revision}{lag}"));
-                found
-            };
-            self.sim.exchange(node, deadline, work).await.map_err(|why| ReadError(why.cause()))
+            let known = self.known(key);
+            let found = self.stored(key, deadline).await?;
+            match &found {
+                Some(found) if known > Some(found.revision) => {
+                    return Err(ReadError("the record is an old one".into()));
+                }
+                Some(found) => self.note_newest(key, found.revision),
+                None => {}
+            }
+            Ok(found)
         })
     }
 
@@ -113,17 +151,20 @@ impl StateStore for SimStore {
             if let Some(why) = fault(key, &value) {
                 return Err(PutError::Failed(why.into()));
             }
-            let (node, key) = (self.node, key.to_owned());
+            let (node, of) = (self.node, key.to_owned());
             let work = move |world: &mut World| {
-                let put = world.put(&key, value, expected, expires_in);
+                let put = world.put(&of, value, expected, expires_in);
                 let from = expected.map_or(0, |revision| revision.0);
                 match &put {
-                    Ok(Revision(to)) => world.note(node, format_args!("puts {key}: {from} becomes {to}")),
-                    Err(_) => world.note(node, format_args!("puts {key}: it is not {from}, a conflict")),
+                    Ok(Revision(to)) => world.note(node, format_args!("puts {of}: {from} becomes {to}")),
+                    Err(_) => world.note(node, format_args!("puts {of}: it is not {from}, a conflict")),
                 }
                 put
             };
-            self.sim.exchange(node, deadline, work).await.map_err(|why| PutError::Failed(why.cause()))?
+            let put = self.sim.exchange(node, deadline, work).await;
+            let revision = put.map_err(|why| PutError::Failed(why.cause()))??;
+            self.note_newest(key, revision);
+            Ok(revision)
         })
     }
 
@@ -143,6 +184,13 @@ impl StateStore for SimStore {
                 page
             };
             self.sim.exchange(node, deadline, work).await.map_err(|why| ReadError(why.cause()).into())
+        })
+    }
+
+    fn was_rolled_back<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let known = self.known(key);
+            matches!(self.stored(key, deadline).await, Ok(Some(found)) if known > Some(found.revision))
         })
     }
 

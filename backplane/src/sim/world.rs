@@ -63,6 +63,15 @@ pub(super) struct StoredEntry {
     pub(super) lines: Bytes,
 }
 
+/// How often something happens.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Rates {
+    /// As its fault says.
+    Usual,
+    /// In the middle of an exchange: a tenth of that.
+    Exchange,
+}
+
 #[derive(Default)]
 struct Story {
     lines: Vec<String>,
@@ -103,7 +112,15 @@ impl World {
 
     /// Whether this happens now. The number is drawn in any case.
     pub(super) fn strikes(&mut self, node: usize, fault: Fault) -> bool {
-        let drawn = self.nodes.get_mut(node).map_or(u64::MAX, |node| node.numbers.below(1_000));
+        self.strikes_at(node, fault, Rates::Usual)
+    }
+
+    pub(super) fn strikes_at(&mut self, node: usize, fault: Fault, of: Rates) -> bool {
+        let per = match of {
+            Rates::Usual => 1_000,
+            Rates::Exchange => 10_000,
+        };
+        let drawn = self.nodes.get_mut(node).map_or(u64::MAX, |node| node.numbers.below(per));
         let strikes = !self.is_spared(node) && self.plan.faults.has(fault) && drawn < self.plan.faults.rate(fault);
         if strikes {
             self.count(fault.name(), 1);
