@@ -349,3 +349,6 @@ fn key() -> String {
 async fn read(state_store: &Arc<dyn StateStore>) -> Result<Option<(LeaseRecord, Revision)>, String> {
     records::get(state_store, &key()).await
 }
+
+#[cfg(test)]
+mod simulated;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use stage0_backplane::clock::Clocks;
 use stage0_backplane::{Cause, PutError, Record, Revision, StateStore};
 use tokio::time::{Instant, sleep};
 
@@ -57,7 +58,7 @@ pub(crate) async fn went_back(state_store: &Arc<dyn StateStore>, key: &str) -> b
 }
 
 pub(crate) fn seconds() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
+    u64::try_from(Clocks::now().wall.as_second()).unwrap_or_default()
 }
 
 /// The term, or 0 for one so far ahead that no gateway would believe its keystore.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
+use stage0_backplane::clock::boottime;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -95,9 +95,7 @@ impl Tenure {
 }
 
 pub(super) fn now() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default())
+    nanoseconds(boottime())
 }
 
 pub(super) fn nanoseconds(duration: Duration) -> u64 {
