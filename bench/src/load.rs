@@ -141,6 +141,8 @@ impl Line {
 
     pub(crate) async fn ask(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
+        // What the socket does not take at once stays in the TLS layer, and reading does not send it.
+        self.stream.flush().await?;
         self.buffer.clear();
         let message = http_message::read(&mut self.stream, &mut self.buffer).await?;
         let status = message.head.strip_prefix("http/1.1 ").and_then(|rest| rest.get(..3)).context("no status")?;

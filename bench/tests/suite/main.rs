@@ -12,6 +12,7 @@ use std::process::Command;
 use serde_json::Value;
 
 const CHECKS: u64 = 4_000;
+const IDLE: u64 = 100;
 
 /// Runs a command of the bench with `--json`.
 fn bench(arguments: &[&str]) -> Value {
@@ -39,8 +40,8 @@ fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
 /// The long form takes hours: `stage0-bench soak --minutes 600 --max-growth 10`.
 #[test]
 fn a_load_leaves_memory_and_open_files_as_they_were_and_every_check_is_answered_and_delivered() {
-    let checks = CHECKS.to_string();
-    let report = bench(&["soak", "--checks", &checks, "--rate", "0", "--connections", "16", "--idle", "0"]);
+    let (checks, idle) = (CHECKS.to_string(), IDLE.to_string());
+    let report = bench(&["soak", "--checks", &checks, "--rate", "0", "--connections", "16", "--idle", &idle]);
     let places = list(&report, "places");
     assert_eq!(places.len(), 2);
     for place in places {
@@ -55,6 +56,7 @@ fn a_load_leaves_memory_and_open_files_as_they_were_and_every_check_is_answered_
             let (first, last) = (process["files_first"].as_u64().unwrap(), process["files_last"].as_u64().unwrap());
             assert!(last <= first + 16, "open files grew: {process}");
         }
+        assert_eq!(place["idle"]["connections"], IDLE);
     }
 }
 
