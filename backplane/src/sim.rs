@@ -24,6 +24,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -134,6 +135,12 @@ impl Sim {
         pace.mul_f64(2.0 * world.numbers.fraction())
     }
 
+    /// What the state store has in this place now, without a request for it.
+    #[must_use]
+    pub fn peek(&self, key: &str) -> Option<Bytes> {
+        self.lock().version(key, Instant::now()).map(|version| version.value.clone())
+    }
+
     /// Ends all faults. What is on its way still arrives.
     pub fn calm(&self) {
         let mut world = self.lock();
@@ -143,9 +150,7 @@ impl Sim {
 
     /// What the simulation checks does not hold: the run fails, with the first of these.
     pub fn violated(&self, why: String) {
-        let mut world = self.lock();
-        world.tell("  ", &why);
-        world.violation.get_or_insert(why);
+        self.lock().violated(why);
     }
 
     /// A line of the story.

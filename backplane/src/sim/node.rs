@@ -54,6 +54,16 @@ impl Node {
         Arc::new(SimLog { sim: self.sim.clone(), node: self.number })
     }
 
+    /// A request to another party than the store, over the same network. `arrive` is what it does there; it must not
+    /// use the simulation. None: there is no answer, and whether it arrived is unknown.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        arrive: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        self.sim.exchange(self.number, deadline, |_| arrive()).await.ok()
+    }
+
     /// Lives until `start` has ended by itself: after each death it starts again. What the process had in memory must
     /// be inside, as it is dropped.
     pub async fn live<F: Future<Output = ()>>(&self, mut start: impl FnMut() -> F) {
@@ -89,6 +99,12 @@ impl Node {
             node.wakers.push(context.waker().clone());
         }
         is_frozen.then_some(Stopped::Frozen)
+    }
+
+    /// Whether it stands still now.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.sim.lock().frozen_until(self.number).is_some()
     }
 
     /// A number below this one, of the process's own stream.

@@ -85,11 +85,11 @@ impl Fault {
     /// Of a thousand exchanges, reads or moments of a process. A process is also struck in the middle of an exchange.
     pub(super) fn rate(self) -> u64 {
         match self {
-            Self::Slow | Self::Lagging => 60,
+            Self::Slow => 60,
             Self::Refused | Self::RequestLost => 12,
             Self::AnswerLost => 20,
             Self::Late => 10,
-            Self::Away | Self::Frozen => 120,
+            Self::Lagging | Self::Away | Self::Frozen => 120,
             Self::Killed => 80,
         }
     }

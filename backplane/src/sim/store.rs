@@ -70,7 +70,7 @@ impl World {
         if is_lagging { now.checked_sub(lag).unwrap_or(now) } else { now }
     }
 
-    fn version(&self, key: &str, at: Instant) -> Option<&Version> {
+    pub(super) fn version(&self, key: &str, at: Instant) -> Option<&Version> {
         let stored = self.records.get(key)?.iter().rev().find(|version| version.stored_at <= at)?;
         Some(stored).filter(|version| version.expires_at.is_none_or(|end| end > Instant::now()))
     }

@@ -178,10 +178,16 @@ impl World {
 
     pub(super) fn tell(&mut self, who: impl Display, what: impl Display) {
         let at = self.started.elapsed().as_secs_f64();
-        if let Some(story) = &mut self.story {
+        // What comes after a violation may follow from it.
+        if let Some(story) = self.story.as_mut().filter(|_| self.violation.is_none()) {
             let line = story.with_names(&format!("{at:9.3} s  {who}  {what}"));
             story.lines.push(line);
         }
+    }
+
+    pub(super) fn violated(&mut self, why: String) {
+        self.tell("  ", &why);
+        self.violation.get_or_insert(why);
     }
 
     pub(super) fn take_story(&mut self) -> Vec<String> {
