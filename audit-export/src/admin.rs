@@ -25,7 +25,7 @@ use crate::event::Event;
 use crate::fair::FairSlots;
 use crate::marks::{self, DeletionRequest};
 use crate::replays::{self, ReplayError};
-use crate::send::{DeliveryEndpoint, send};
+use crate::send::DeliveryEndpoint;
 use crate::shared::Shared;
 
 /// Requests of one kind that are handled at a time.
@@ -60,7 +60,7 @@ impl Admin {
         let (now, id) = (Timestamp::now(), format!("test_{}", new_id()));
         let body = Event::test(&request.account, &id, now);
         let began = Instant::now();
-        let result = send(&self.shared.egress, &endpoint, &id, now, body).await;
+        let result = self.shared.send(&endpoint, &id, now, body).await;
         let outcome = classify(&result, now);
         ManageReply::Done(WebhookTested {
             delivered: outcome == DeliveryOutcome::Delivered,

@@ -13,8 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
-use stage0_backplane::Revision;
+use stage0_backplane::{Revision, random_fraction};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -23,7 +22,7 @@ use uuid::Uuid;
 
 use crate::cursor::OpenEvent;
 use crate::metrics;
-use crate::send::{DeliveryEndpoint, send};
+use crate::send::DeliveryEndpoint;
 use crate::shared::Shared;
 
 mod complete;
@@ -105,14 +104,16 @@ impl DeliveryWorker {
         lease.lag.update(lease.endpoint_lag());
         let (idle, wait) = (lease.attempts.is_empty(), self.time_to_next_step(lease));
         tokio::select! {
+            // None of the first ones is ready again at once, so the attempts behind them always have their turn.
+            biased;
+            () = stop.cancelled() => {}
+            stored = store_result(&mut lease.storing) => self.note_stored(lease, stored).await?,
+            read = lease.reading.outcome() => self.finish_read(lease, read),
+            () = self.wake.notified() => lease.reading.note_news(),
             Some(finished) = lease.attempts.join_next(), if !idle => {
                 self.complete_all(lease, &endpoint, finished).await?;
             }
-            read = lease.reading.outcome() => self.finish_read(lease, read),
-            stored = store_result(&mut lease.storing) => self.note_stored(lease, stored).await?,
-            () = self.wake.notified() => lease.reading.note_news(),
             _ = self.endpoint.changed() => {}
-            () = stop.cancelled() => {}
             () = tokio::time::sleep(wait) => {}
         }
         Ok(())
@@ -188,7 +189,7 @@ impl DeliveryWorker {
         let (shared, endpoint) = (Arc::clone(&self.shared), Arc::clone(endpoint));
         lease.attempts.spawn(async move {
             let began = Instant::now();
-            let result = send(&shared.egress, &endpoint, &event.event, Timestamp::now(), body).await;
+            let result = shared.send(&endpoint, &event.event, shared.clock.clocks().wall, body).await;
             FinishedAttempt { event, at: shared.clock.now(), result, took: began.elapsed() }
         });
     }
@@ -227,12 +228,7 @@ fn pacing_delay(held_back: bool, until: Instant, now: Instant) -> Duration {
 
 /// One to two times the delay, so that workers do not retry together.
 fn jittered(delay: Duration) -> Duration {
-    delay.mul_f64(1.0 + random())
-}
-
-/// Uniform between 0 and 1; 0.5 where the system has no randomness.
-fn random() -> f64 {
-    getrandom::u32().map_or(0.5, |bits| f64::from(bits) / f64::from(u32::MAX))
+    delay.mul_f64(1.0 + random_fraction())
 }
 
 pub(crate) fn new_id() -> Uuid {

@@ -1,21 +1,24 @@
 //! What all of one exporter's tasks share, and the timeouts of requests to the log, the state store and the keystore.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use jiff::Timestamp;
 use stage0_backplane::{Backplane, Event, Subscription, WaitReason};
 use stage0_contract::Notice;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::egress::Egress;
+use crate::egress::{Egress, Response, SendError};
 use crate::lag::LagTracker;
 use crate::reads::LogReads;
+use crate::send::{DeliveryEndpoint, send};
 
 pub(crate) struct Shared {
     pub(crate) backplane: Backplane,
-    pub(crate) egress: Egress,
+    pub(crate) egress: Arc<Egress>,
     /// Names this process in the leases that it holds.
     pub(crate) worker_id: Uuid,
     pub(crate) lag: LagTracker,
@@ -28,6 +31,17 @@ pub(crate) struct Shared {
 impl Shared {
     /// For one request to the log, the state store or the keystore.
     pub(crate) const STORE_TIMEOUT: Duration = Duration::from_secs(3);
+
+    /// One request to an endpoint.
+    pub(crate) async fn send(
+        &self,
+        endpoint: &DeliveryEndpoint,
+        event: &str,
+        at: Timestamp,
+        body: Bytes,
+    ) -> Result<Response, SendError> {
+        send(&self.egress, endpoint, event, at, body).await
+    }
 
     pub(crate) fn store_deadline() -> Instant {
         Instant::now() + Self::STORE_TIMEOUT

@@ -6,9 +6,10 @@ use std::error::Error;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use stage0_backplane::random_fraction;
 use stage0_contract::{DisableWebhook, ManageReply, MarkBody, WebhookDisabled};
 
-use super::{DeliveryWorker, Ended, Lease, random};
+use super::{DeliveryWorker, Ended, Lease};
 use crate::classify::classify;
 use crate::cursor::{Attempt, Completion, OpenEvent};
 use crate::egress::{Response, SendError};
@@ -41,7 +42,7 @@ impl DeliveryWorker {
             error: outcome.reason().map(str::to_owned),
             latency_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         };
-        let completion = lease.cursor.complete(event.sequence, &outcome, attempt, random());
+        let completion = lease.cursor.complete(event.sequence, &outcome, attempt, random_fraction());
         metrics::attempt(&completion, took, event.recorded_at, at);
         log_attempt(endpoint, &event, &completion, took, outcome.reason());
         match completion {

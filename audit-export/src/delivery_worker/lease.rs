@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use stage0_backplane::{BoxFuture, PutError, Revision};
+use stage0_backplane::{BoxFuture, PutError, Revision, random_fraction};
 use stage0_contract::WebhookId;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::complete::FinishedAttempt;
 use super::read::Reading;
-use super::{DeliveryWorker, ERROR_RETRY_DELAY, Ended, POLL_INTERVAL, jittered, random};
+use super::{DeliveryWorker, ERROR_RETRY_DELAY, Ended, POLL_INTERVAL, jittered};
 use crate::cursor::{Cursor, LeaseHolder};
 use crate::lag::{EndpointLag, LagHandle};
 use crate::shared::Shared;
@@ -94,12 +94,12 @@ impl DeliveryWorker {
                 (Some(record.revision), cursor)
             }
         };
-        let now = Timestamp::now();
+        let now = self.shared.clock.clocks().wall;
         let worker_id = self.shared.worker_id;
         if let Some(holder) = cursor.holder.filter(|holder| holder.worker != worker_id && holder.until > now) {
             let left = Duration::try_from(holder.until.duration_since(now)).unwrap_or(ERROR_RETRY_DELAY);
             if left <= MAX_LEASE_LEFT || !self.is_abandoned(revision) {
-                return Err(left.min(LEASE_TTL) + ERROR_RETRY_DELAY.mul_f64(random()));
+                return Err(left.min(LEASE_TTL) + ERROR_RETRY_DELAY.mul_f64(random_fraction()));
             }
         }
         self.overlong_lease = None;
@@ -137,7 +137,8 @@ impl DeliveryWorker {
 
     /// Begins to store the cursor. No other store may run.
     pub(super) fn begin_renewal(&self, lease: &mut Lease) -> Result<(), Ended> {
-        let until = Timestamp::now().checked_add(SignedDuration::try_from(LEASE_TTL).unwrap_or_default());
+        let now = self.shared.clock.clocks().wall;
+        let until = now.checked_add(SignedDuration::try_from(LEASE_TTL).unwrap_or_default());
         lease.cursor.holder = until.ok().map(|until| LeaseHolder { worker: self.shared.worker_id, until });
         self.begin_storing(lease)
     }

@@ -140,7 +140,7 @@ impl DeliveryWorker {
             }
             Err(error) => {
                 lease.reading.caught_up = true;
-                lease.reading.unread_since.get_or_insert_with(Timestamp::now);
+                lease.reading.unread_since.get_or_insert_with(|| self.shared.clock.clocks().wall);
                 self.log_failure("log cannot be read", &error);
             }
         }
