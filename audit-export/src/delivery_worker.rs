@@ -32,6 +32,7 @@ mod read;
 use complete::FinishedAttempt;
 pub(crate) use lease::cursor_key;
 use lease::{Body, LEASE_RENEW_INTERVAL, Lease, STORE_INTERVAL, store_result};
+use read::Line;
 
 const MAX_IN_FLIGHT: usize = 16;
 /// A receiver that hangs, or a name that does not resolve, must not use up its account's slots.
@@ -151,10 +152,6 @@ impl DeliveryWorker {
         let due: Vec<_> = lease.cursor.due(now).filter(may_send).take(free).cloned().collect();
         lease.held_back = false;
         for event in due {
-            // Reading a line again takes time.
-            if !lease.is_trusted() {
-                return;
-            }
             if let Some(rate) = endpoint.webhook.rate_limit {
                 let now = Instant::now();
                 lease.held_back = lease.paced_until > now;
@@ -163,10 +160,18 @@ impl DeliveryWorker {
                 }
                 lease.paced_until = now + Duration::from_secs(1) / rate.max(1);
             }
-            if lease.bodies.get(&event.sequence).is_none_or(|body| body.read_at.elapsed() >= BODY_TTL)
-                && let Err(error) = self.read_again(lease, endpoint, &event, now).await
-            {
-                self.log_failure("log cannot be read", &error);
+            if lease.bodies.get(&event.sequence).is_none_or(|body| body.read_at.elapsed() >= BODY_TTL) {
+                match self.read_again(lease, endpoint, &event, now).await {
+                    Ok(Line::Known) => {}
+                    Ok(Line::NotYet) => continue,
+                    Err(error) => {
+                        self.log_failure("log cannot be read", &error);
+                        return;
+                    }
+                }
+            }
+            // INVARIANT: there is no wait between this and the attempt. Reading a line again takes time.
+            if !lease.is_trusted() {
                 return;
             }
             match lease.bodies.remove(&event.sequence) {

@@ -63,6 +63,8 @@ pub(super) struct Lease {
     pub(super) polled_at: Instant,
     pub(super) paced_until: Instant,
     pub(super) held_back: bool,
+    /// Since when the log that answers ends before a line that is read again.
+    pub(super) behind_since: Option<Instant>,
     pub(super) lag: LagHandle,
 }
 
@@ -247,6 +249,7 @@ impl Lease {
             polled_at: now.checked_sub(POLL_INTERVAL).unwrap_or(now),
             paced_until: now,
             held_back: false,
+            behind_since: None,
             lag,
         }
     }

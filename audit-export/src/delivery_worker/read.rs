@@ -26,6 +26,18 @@ const NEWS_INTERVAL: Duration = MIN_NUMBERING_INTERVAL;
 /// The clocks of writers and of the store differ by at most this much.
 const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(120);
 
+/// A replica of the log that is behind for longer is taken for one that will never have what is missing.
+const MAX_REPLICA_LAG: Duration = Duration::from_secs(60);
+
+/// What reading a line again has shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    /// It was read, or it is gone.
+    Known,
+    /// The replica that answered may lag.
+    NotYet,
+}
+
 enum Wanted {
     Skip,
     Live,
@@ -146,7 +158,8 @@ impl DeliveryWorker {
         }
     }
 
-    /// Reads the bodies of the due events in the event's log entry; one that has none afterwards is gone from the log.
+    /// Reads the bodies of the due events in the event's log entry; one that has none afterwards is gone from the log,
+    /// unless the log may have it on another replica.
     /// `now` is the time at which the caller found them due: by a clock that was set back since, they would be dropped.
     pub(super) async fn read_again(
         &self,
@@ -154,7 +167,7 @@ impl DeliveryWorker {
         endpoint: &DeliveryEndpoint,
         event: &OpenEvent,
         now: Timestamp,
-    ) -> Result<(), ReadError> {
+    ) -> Result<Line, ReadError> {
         // The old body must not be sent any more.
         lease.bodies.remove(&event.sequence);
         let read_at = Instant::now();
@@ -162,9 +175,15 @@ impl DeliveryWorker {
         let (log, account) = (&self.shared.backplane.log, &endpoint.webhook.account);
         let seek = Seek::After(Position(position.saturating_sub(1)));
         let chunk = log.read(account, EntryFilter::All, seek, 1, Shared::store_deadline()).await?;
-        let Some(entry) = chunk.entries.first().filter(|entry| entry.position.0 == position) else {
-            return Ok(());
+        let Some(entry) = chunk.entries.first() else {
+            // Nothing newer either: the entry may only not be there yet. What is gone has a mark after it.
+            let since = *lease.behind_since.get_or_insert(read_at);
+            return Ok(if since.elapsed() < MAX_REPLICA_LAG { Line::NotYet } else { Line::Known });
         };
+        lease.behind_since = None;
+        if entry.position.0 != position {
+            return Ok(Line::Known);
+        }
         let lines: Vec<_> = entry.lines().collect();
         let horizon = retention_horizon(endpoint, now);
         let in_entry = |other: &&OpenEvent| other.at.position == position && !lease.in_flight.contains(&other.sequence);
@@ -176,7 +195,7 @@ impl DeliveryWorker {
                 lease.bodies.insert(open.sequence, body);
             }
         }
-        Ok(())
+        Ok(Line::Known)
     }
 
     /// Moves requested replays into the cursor. They are removed from the state store only after the cursor is stored.
