@@ -241,6 +241,9 @@ pub(crate) fn new_id() -> Uuid {
 }
 
 #[cfg(test)]
+pub(crate) mod simulated;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -93,7 +93,17 @@ impl AuditExport {
         let worker_id = delivery_worker::new_id();
         let (lag, reads) = (LagTracker::default(), LogReads::default());
         let unlisted = WaitReason::default();
-        let shared = Shared { backplane, egress: Arc::new(egress), worker_id, lag, clock, reads, unlisted };
+        let shared = Shared {
+            backplane,
+            egress: Arc::new(egress),
+            #[cfg(test)]
+            receiver: None,
+            worker_id,
+            lag,
+            clock,
+            reads,
+            unlisted,
+        };
         Ok(Self { shared: Arc::new(shared), config })
     }
 

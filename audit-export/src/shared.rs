@@ -19,6 +19,9 @@ use crate::send::{DeliveryEndpoint, send};
 pub(crate) struct Shared {
     pub(crate) backplane: Backplane,
     pub(crate) egress: Arc<Egress>,
+    /// Receives what would leave through the egress.
+    #[cfg(test)]
+    pub(crate) receiver: Option<crate::delivery_worker::simulated::Receiver>,
     /// Names this process in the leases that it holds.
     pub(crate) worker_id: Uuid,
     pub(crate) lag: LagTracker,
@@ -40,6 +43,10 @@ impl Shared {
         at: Timestamp,
         body: Bytes,
     ) -> Result<Response, SendError> {
+        #[cfg(test)]
+        if let Some(receiver) = &self.receiver {
+            return receiver.receive(event, &body).await;
+        }
         send(&self.egress, endpoint, event, at, body).await
     }
 
