@@ -7,7 +7,7 @@
 //! INVARIANT: `record` returns `Ok` only for lines that an append acknowledged. When the fate of an append stays
 //! unknown, its chain is never continued: the account's next line begins a new one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
+use stage0_backplane::clock::Clocks;
 use stage0_backplane::{AppendError, Backplane, Batch, Entry, EntryKind};
 use stage0_contract::{AccountId, DecisionsRecorded, Head, LineHash, LineHeader, LineType, Link, MarkRef, WriterId};
 use tokio::sync::{mpsc, oneshot};
@@ -177,7 +178,8 @@ impl BatchWriter {
 
     async fn write(&mut self, groups: Vec<QueuedGroup>) {
         let now = Instant::now();
-        let mut accounts: HashMap<AccountId, Vec<QueuedGroup>> = HashMap::new();
+        // In an order, so that a gateway does the same each time that a simulation runs it.
+        let mut accounts: BTreeMap<AccountId, Vec<QueuedGroup>> = BTreeMap::new();
         let mut deadline = now;
         for queued in groups {
             // Lines whose caller has given up need not be recorded.
@@ -190,7 +192,7 @@ impl BatchWriter {
         // After the last wait before the append.
         accounts.values_mut().for_each(|groups| self.refuse_stale(groups));
         accounts.retain(|_, groups| !groups.is_empty());
-        let recorded_at = Timestamp::now();
+        let recorded_at = Clocks::now().wall;
         let drafts: Vec<Draft> =
             accounts.into_iter().filter_map(|(account, groups)| self.draft(account, groups, recorded_at)).collect();
         if drafts.is_empty() {
@@ -216,7 +218,7 @@ impl BatchWriter {
     }
 
     /// Begins a chain behind what the log has, for each account whose chain is not in memory.
-    async fn begin_chains(&mut self, accounts: &mut HashMap<AccountId, Vec<QueuedGroup>>, deadline: Instant) {
+    async fn begin_chains(&mut self, accounts: &mut BTreeMap<AccountId, Vec<QueuedGroup>>, deadline: Instant) {
         if self.chains.len() > MAX_CHAINS {
             self.chains.clear();
         }
@@ -447,6 +449,9 @@ impl Chain {
 fn whole_millis(time: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
 }
+
+#[cfg(test)]
+mod simulated;
 
 #[cfg(test)]
 mod tests {
