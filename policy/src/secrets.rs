@@ -355,6 +355,18 @@ mod tests {
     }
 
     #[test]
+    fn of_values_within_each_other_the_innermost_masks_them_all() {
+        for goal in ["password=xhunter22y password=hunter22", "password=hunter22 password=xhunter22y"] {
+            let request = CheckRequest::parse(json!({"goal": goal})).unwrap();
+            let masking = Masking::of(&request, [], baseline(), TimeLimit::NONE).unwrap();
+            for masked in ["he said hunter22 to us", "he said xhunter22y to us"] {
+                assert_eq!(masking.text(masked).unwrap(), REDACTED, "{masked} after {goal}");
+            }
+            assert_eq!(masking.text("he said xhunter to us").unwrap(), "he said xhunter to us");
+        }
+    }
+
+    #[test]
     fn masking_leaves_the_rest_of_the_text() {
         assert_eq!(mask(&format!("use {AWS} now"), baseline()), format!("use {REDACTED} now"));
         assert_eq!(mask("login with password=hunter22, then go", baseline()), format!("login with {REDACTED} then go"));

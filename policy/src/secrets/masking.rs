@@ -27,8 +27,10 @@ const PEM_END: &str = "-----END";
 #[derive(Debug)]
 pub(crate) struct Masking<'d> {
     detector: &'d Detector,
-    /// The values as [`visible`] normalises them.
+    /// The values as [`visible`] normalises them. None contains another one, which is searched for in its place.
     values: Vec<String>,
+    /// How many different ones there were.
+    noted: usize,
     nothing_shown: bool,
     limit: TimeLimit,
 }
@@ -36,7 +38,7 @@ pub(crate) struct Masking<'d> {
 impl<'d> Masking<'d> {
     /// Without known values: only what a form or a name reveals is masked.
     pub(crate) fn new(detector: &'d Detector, limit: TimeLimit) -> Self {
-        Self { detector, values: Vec::new(), nothing_shown: false, limit }
+        Self { detector, values: Vec::new(), noted: 0, nothing_shown: false, limit }
     }
 
     pub(crate) fn of<'t>(
@@ -147,8 +149,16 @@ impl<'d> Masking<'d> {
         if value.chars().count() < MIN_CHARS || self.values.contains(&value) {
             return ControlFlow::Continue(());
         }
-        self.values.push(value);
-        if self.values.len() > MAX_VALUES { self.show_nothing() } else { ControlFlow::Continue(()) }
+        self.noted += 1;
+        if self.noted > MAX_VALUES {
+            return self.show_nothing();
+        }
+        // Without a space between them, each later value is a part of the one before.
+        if !self.values.iter().any(|known| value.contains(known)) {
+            self.values.retain(|known| !known.contains(&value));
+            self.values.push(value);
+        }
+        ControlFlow::Continue(())
     }
 
     fn show_nothing(&mut self) -> ControlFlow<()> {
