@@ -57,10 +57,19 @@ impl Engine {
         circumstances: &Circumstances<'_>,
     ) -> Result<(Decision, Option<ApprovalTerms>), Vec<FieldError>> {
         let facts = self.facts_in(request, circumstances)?;
-        let outcome = self.evaluate(&facts);
-        let decision = decision::assemble(&self.pack, request, &facts, &outcome);
-        let terms = decision::terms(&self.pack, &outcome, decision.verdict);
-        Ok((decision, terms))
+        Ok(self.decide_by(request, &facts, &self.evaluate(&facts)))
+    }
+
+    /// As [`Engine::decide_in`], by what was read and evaluated already.
+    pub(crate) fn decide_by(
+        &self,
+        request: &CheckRequest,
+        facts: &Facts,
+        outcome: &Outcome<'_>,
+    ) -> (Decision, Option<ApprovalTerms>) {
+        let decision = decision::assemble(&self.pack, request, facts, outcome);
+        let terms = decision::terms(&self.pack, outcome, decision.verdict);
+        (decision, terms)
     }
 
     /// Decides a check with the server's counts of its run and the approval that the server holds. Returns the decision

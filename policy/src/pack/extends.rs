@@ -333,7 +333,7 @@ fn circle(trail: &[String], again: &str) -> String {
     format!("the packs extend each other in a circle: {}, {again}", trail.join(", "))
 }
 
-/// A pack that is compiled in, loaded and proven once per process. Of the trail only such packs count, so that the
+/// A pack that is compiled in, loaded once per process. Of the trail only such packs count, so that the
 /// result is the same for every pack that extends it.
 fn embedded(pack: &'static Embedded, trail: &[String]) -> Loaded {
     static LOADED: LazyLock<Vec<OnceLock<Loaded>>> =
@@ -344,7 +344,7 @@ fn embedded(pack: &'static Embedded, trail: &[String]) -> Loaded {
         trail.push(pack.name.to_owned());
         let files = pack.files();
         let parent = Library::default().parent(&files, None, &mut trail)?;
-        Pack::load_over(&files, parent.as_ref())
+        Pack::load_tested(&files, parent.as_ref())
     };
     let index = EMBEDDED.iter().position(|known| known.name == pack.name);
     match index.and_then(|index| LOADED.get(index)) {
@@ -354,13 +354,13 @@ fn embedded(pack: &'static Embedded, trail: &[String]) -> Loaded {
 }
 
 impl Pack {
-    /// The compiled-in baseline. It is loaded and proven once per process.
+    /// The compiled-in baseline. It is loaded once per process.
     pub fn embedded() -> Loaded {
         let unknown = || Err(PackError::of(Fault::new(MANIFEST, "the baseline is not compiled in")));
         Self::embedded_named(BASELINE).unwrap_or_else(unknown)
     }
 
-    /// A compiled-in template by its name, loaded and proven once per process.
+    /// A compiled-in template by its name, loaded once per process.
     pub fn template(name: &str) -> Option<Loaded> {
         Self::embedded_named(name).filter(|_| name != BASELINE)
     }

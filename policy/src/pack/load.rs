@@ -1,4 +1,5 @@
-//! Loading: a pack is parsed, then every case is run against it, and it is refused if one fails.
+//! Loading: a pack is parsed, then every case is run against it, and it is refused if one fails. Packs that are
+//! compiled in are parsed only: the tests of this release have run their cases.
 //!
 //! The work runs on a thread with a large stack, since Cedar recurses into an expression level by level.
 
@@ -85,6 +86,12 @@ impl Pack {
     /// Parses and proves a pack over the pack that it extends, if it extends one.
     pub(super) fn load_over(files: &Files, parent: Option<&Arc<Self>>) -> Result<Arc<Self>, PackError> {
         Self::load_within(files, parent, TimeLimit::NONE)
+    }
+
+    /// Parses a pack that is compiled in. Its cases would take most of the time and memory of a start, and cannot come
+    /// to another result than in the tests.
+    pub(super) fn load_tested(files: &Files, parent: Option<&Arc<Self>>) -> Result<Arc<Self>, PackError> {
+        on_large_stack(|| Self::provable(files, parent).map(|(pack, _)| Arc::new(pack)))
     }
 
     /// As [`Pack::load_over`]; what takes longer than the limit is refused.

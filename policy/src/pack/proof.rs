@@ -1,4 +1,5 @@
-//! The proof of a pack: its cases are run each time it is loaded, and it is refused if one fails.
+//! The proof of a pack: its cases are run each time it is loaded, and it is refused if one fails. Those of packs that
+//! are compiled in are run by the tests alone.
 //!
 //! Every rule must be satisfied by at least one case, no trigger may hide a satisfied rule, and the facts of every case
 //! must fit the schema.
@@ -7,7 +8,9 @@ use std::collections::{BTreeSet, HashSet};
 
 use cedar_policy::EntityUid;
 use serde::Serialize;
-use stage0_contract::{ApprovalTerms, Decision, Issue, IssueCode, PolicyVersion, Requirement, Severity, Verdict};
+use stage0_contract::{
+    ApprovalTerms, CheckRequest, Decision, FieldError, Issue, IssueCode, PolicyVersion, Requirement, Severity, Verdict,
+};
 
 use super::cases::{Case, Expectation, line_of_case};
 use super::{OwnTypes, Pack, rules};
@@ -66,6 +69,9 @@ pub struct Reason {
     pub message: String,
 }
 
+/// A decision with what it demands of an approval, or why there is none.
+type Decided = Result<(Decision, Option<ApprovalTerms>), Vec<FieldError>>;
+
 /// Which rules a case asks, and which of them it satisfies.
 #[derive(Debug)]
 pub(crate) struct Trial {
@@ -84,7 +90,13 @@ impl Case {
     }
 
     fn facts(&self, engine: &Engine, groups: Groups) -> Option<Facts> {
-        engine.facts_in(self.request.as_ref().ok()?, &self.circumstances(groups)).ok()
+        self.read(engine, groups).map(|(_, facts)| facts).ok()
+    }
+
+    /// The request and its facts, or why it is refused.
+    fn read(&self, engine: &Engine, groups: Groups) -> Result<(&CheckRequest, Facts), Vec<FieldError>> {
+        let request = self.request.as_ref().map_err(Clone::clone)?;
+        Ok((request, engine.facts_in(request, &self.circumstances(groups))?))
     }
 
     pub(super) fn explain(&self, engine: &Engine) -> CaseExplanation {
@@ -96,10 +108,12 @@ impl Case {
     }
 
     pub(crate) fn run(&self, engine: &Engine) -> CaseOutcome {
-        let decided = match &self.request {
-            Ok(request) => engine.decide_in(request, &self.circumstances(engine.pack().groups)),
-            Err(errors) => Err(errors.clone()),
-        };
+        let read = self.read(engine, engine.pack().groups);
+        let decided = read.map(|(request, facts)| engine.decide_by(request, &facts, &engine.evaluate(&facts)));
+        self.outcome(decided, engine.pack())
+    }
+
+    fn outcome(&self, decided: Decided, pack: &Pack) -> CaseOutcome {
         let mut outcome = CaseOutcome {
             id: self.id.clone(),
             expected: self.expected.clone(),
@@ -119,7 +133,7 @@ impl Case {
                 outcome.approval = terms;
                 outcome.verdict = Some(decision.verdict);
                 outcome.codes = codes.into_iter().collect();
-                outcome.reasons = reasons(&decision, engine.pack());
+                outcome.reasons = reasons(&decision, pack);
                 if self.expected.says.is_empty() { String::new() } else { reported(&decision) }
             }
             Err(errors) => {
@@ -269,18 +283,23 @@ pub(super) fn prove(
             let (file, text) = files.cases().find(|(_, text)| text.contains(&quoted)).unwrap_or((CASES, ""));
             Fault::new(file, message).at(line_of_case(text, &case.id)).rule(&case.id)
         };
-        let facts = case.facts(engine, pack.groups);
-        let all = facts.as_ref().map(|facts| engine.evaluate_all(facts));
+        let read = case.read(engine, pack.groups);
+        let all = read.as_ref().ok().map(|(_, facts)| engine.evaluate_all(facts));
         if let Some((_, Some(_))) = &all {
             // The pack is as its author wants it; the compiler is wrong.
             pack.leave_to_cedar();
         }
-        let outcome = case.run(engine);
+        let mut bucketed = BTreeSet::new();
+        let decided = read.map(|(request, facts)| {
+            let evaluated = engine.evaluate(&facts);
+            bucketed.extend(evaluated.matched.iter().map(|rule| rule.id.clone()));
+            engine.decide_by(request, &facts, &evaluated)
+        });
+        let outcome = case.outcome(decided, pack);
         if !outcome.passed {
             faults.push(at(outcome.complaint()));
         }
-        let (Some(facts), Some((all, _))) = (facts, all) else { continue };
-        let bucketed: BTreeSet<String> = engine.evaluate(&facts).matched.iter().map(|r| r.id.clone()).collect();
+        let Some((all, _)) = all else { continue };
         for rule in all.matched {
             if !bucketed.contains(&rule.id) {
                 let message = format!("its `@trigger` hides it in case `{}`", case.id);

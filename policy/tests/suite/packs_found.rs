@@ -196,3 +196,15 @@ fn the_compiled_in_templates_are_loaded_by_name() {
     }
     assert!(Pack::template("baseline").is_none() && Pack::template("other").is_none());
 }
+
+#[test]
+fn what_is_compiled_in_passes_its_cases_which_no_start_runs() {
+    let policies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
+    for name in Pack::templates().chain(["baseline"]) {
+        let proven = Pack::from_dir(&policies.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let compiled_in = Pack::template(name).unwrap_or_else(Pack::embedded).unwrap();
+        assert_eq!(proven.version(), compiled_in.version());
+        assert!(proven.case_count() > 0 && proven.case_count() == compiled_in.case_count(), "{name}");
+        assert!(!proven.is_left_to_cedar(), "{name}: a compiled rule differs from Cedar");
+    }
+}
