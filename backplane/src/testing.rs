@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::nats::NatsConfig;
-pub use cluster::{NODES, NatsCluster};
+pub use cluster::{NODES, NatsCluster, block as cluster_block, name as server_name, route_ports};
 use container::Container;
 pub use disk::{Disk, run};
 use process::Process;

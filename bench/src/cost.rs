@@ -52,7 +52,7 @@ pub(crate) struct CostArgs {
 /// What one turn took.
 struct Spent {
     turn: Turn,
-    /// Of each process of the contestant, and of the load last.
+    /// Of the contestant's processes by name, and of the load last.
     cpu: Vec<(String, Duration)>,
 }
 
@@ -68,7 +68,7 @@ pub(crate) async fn cost(settings: &CostArgs) -> anyhow::Result<Report> {
             connected.push(contestant.connect(connections).await.with_context(|| contestant.name.clone())?);
         }
         let mut of_connections: Vec<_> =
-            contestants.iter().map(|contestant| Row::new(&contestant.name, connections)).collect();
+            contestants.iter().map(|of| Row::new(&of.name, of.floor.as_deref(), connections)).collect();
         maximum(settings, &contestants, &mut connected, &mut of_connections).await?;
         for (row, contestant) in of_connections.iter_mut().zip(&contestants) {
             row.memory = contestant.usage()?;
@@ -112,7 +112,9 @@ async fn fixed(
                 let pace = Pace::PerSecond(fixed.rate);
                 let Some(own) = connected.get_mut(index) else { continue };
                 fixed.spent.add(&spend(contestant, own, pace, time).await?)?;
-                let floor = contestants.iter().position(|other| Some(other.letter()) == contestant.floor);
+                let is_floor =
+                    |other: &Contestant| contestant.floor.as_ref().is_some_and(|of| other.name.starts_with(of));
+                let floor = contestants.iter().position(is_floor);
                 let Some((at, floor)) = floor.and_then(|at| Some((at, contestants.get(at)?))) else { continue };
                 let Some(line) = connected.get_mut(at) else { continue };
                 let spent = spend(floor, line, pace, time).await?;
@@ -134,8 +136,16 @@ async fn spend(
     let before = with_load(contestant)?;
     let turn = connected.target.turn(pace, time).await.with_context(|| contestant.name.clone())?;
     let after = with_load(contestant)?;
-    let spent = |(before, after): (Usage, Usage)| (after.process, after.cpu.saturating_sub(before.cpu));
-    Ok(Spent { turn, cpu: before.into_iter().zip(after).map(spent).collect() })
+    let mut cpu: Vec<(String, Duration)> = Vec::new();
+    for (before, after) in before.into_iter().zip(after) {
+        let spent = after.cpu.saturating_sub(before.cpu);
+        // The servers of a cluster have one name.
+        match cpu.iter_mut().find(|(known, _)| *known == after.process) {
+            Some((_, all)) => *all += spent,
+            None => cpu.push((after.process, spent)),
+        }
+    }
+    Ok(Spent { turn, cpu })
 }
 
 fn with_load(contestant: &Contestant) -> anyhow::Result<Vec<Usage>> {

@@ -21,6 +21,7 @@ mod usage;
 
 pub(crate) use nats::Nats;
 pub(crate) use plan::Plan;
+use plan::Servers;
 pub(crate) use process::{Process, run_child};
 pub(crate) use usage::Usage;
 
@@ -66,6 +67,10 @@ impl Deployment {
         let operator = operator.trim().to_owned();
         let mut deployment = Self { processes, nats, addresses, ca, data, client, operator, _directory: directory };
         deployment.wait_until_ready().await?;
+        if let (Servers::TwoOfThree, Some(nats)) = (plan.servers, &mut deployment.nats) {
+            nats.lose_one();
+            deployment.wait_until_ready().await?;
+        }
         Ok(deployment)
     }
 
@@ -89,11 +94,11 @@ impl Deployment {
         &self.data
     }
 
-    /// Every process with its CPU time so far, its memory and its open files; nats-server is the last one.
+    /// Every process with its CPU time so far, its memory and its open files; servers of NATS come last.
     ///
     /// Also empties logs that have grown large: a gateway writes a line for each check.
     pub(crate) fn usage(&self) -> anyhow::Result<Vec<Usage>> {
-        let nats = self.nats.iter().map(Nats::process);
+        let nats = self.nats.iter().flat_map(Nats::processes);
         self.processes.iter().chain(nats).map(|process| process.trim_log().and_then(|()| process.usage())).collect()
     }
 
@@ -188,7 +193,10 @@ impl Started {
 
     /// All at once, as they wait for each other.
     async fn on_nats(plan: &Plan, directory: &Path) -> anyhow::Result<Self> {
-        let nats = Nats::start(directory).await?;
+        let nats = match plan.servers {
+            Servers::One => Nats::start(directory).await?,
+            other => Nats::start_cluster(directory, other != Servers::ThreeRelaxed).await?,
+        };
         plan.make_message_keys(directory)?;
         let data = directory.join("keys");
         plan.place_files(&data)?;

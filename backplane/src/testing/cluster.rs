@@ -47,7 +47,7 @@ impl NatsCluster {
     /// addresses for clients and monitor, pings and JetStream's directory are added.
     pub async fn start_each(settings: impl Fn(usize, &[u16]) -> String) -> Option<Self> {
         let binary = find_binary().await?;
-        let routes = free_ports();
+        let routes = route_ports();
         let mut nodes = Vec::new();
         for node in 0..NODES {
             let settings = format!("server_name: {}\n{}", name(node), settings(node, &routes));
@@ -220,21 +220,22 @@ async fn wait(what: &str, since: Instant) {
     sleep(POLL_INTERVAL).await;
 }
 
-fn name(node: usize) -> String {
+/// What a server is called.
+pub fn name(node: usize) -> String {
     format!("n{}", node + 1)
 }
 
-/// A server's block `cluster`, without TLS.
-fn block(node: usize, routes: &[u16]) -> String {
+/// The block `cluster` of a server's configuration, without TLS, with the ports of all servers for routes.
+pub fn block(node: usize, routes: &[u16]) -> String {
     let own = routes.get(node).expect("a port for each server");
     let others = routes.iter().filter(|port| *port != own).map(|port| format!("\"nats-route://127.0.0.1:{port}\""));
     let others = others.collect::<Vec<_>>().join(", ");
     format!("cluster {{\n  name: test\n  listen: \"127.0.0.1:{own}\"\n  no_advertise: true\n  routes: [{others}]\n}}")
 }
 
-/// They must be known before the first server starts. Held together, so that they differ; another process may still
+/// A port for the routes of each server. They must be known before the first server starts. Held together, so that they differ; another process may still
 /// take one before its server does, and then the test fails and says so.
-fn free_ports() -> Vec<u16> {
+pub fn route_ports() -> Vec<u16> {
     let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let held: Vec<_> = (0..NODES).map(bind).collect();
     held.iter().map(|listener| listener.local_addr().expect("a bound listener has an address").port()).collect()

@@ -36,10 +36,28 @@ const WAYS: [Way; 3] = [
     Way { number: '5', label: "all on", runs: Runs::OfLine, is_limited: true },
 ];
 
+/// What a contestant is compared with.
+#[derive(Clone, Copy)]
+enum Under {
+    /// An echo, however the product is asked.
+    Echo(char),
+    /// Another deployment that is asked in the same way.
+    SameWay(char),
+}
+
+impl Under {
+    fn of(self, way: &Way) -> String {
+        match self {
+            Self::Echo(letter) => letter.to_string(),
+            Self::SameWay(letter) => format!("{letter}{}", way.number),
+        }
+    }
+}
+
 pub(super) struct Contestant {
     pub(super) name: String,
-    /// The letter of the floor under it.
-    pub(super) floor: Option<char>,
+    /// What the name of the floor under it begins with.
+    pub(super) floor: Option<String>,
     pub(super) at_rest: Vec<Usage>,
     parts: Rc<Parts>,
     asked: Asked,
@@ -82,9 +100,12 @@ pub(super) async fn start(settings: &CostArgs) -> anyhow::Result<Vec<Contestant>
     }
     let stage0 = &settings.stage0;
     for (letter, place, floor, plan) in [
-        ('c', "embedded", 'a', Plan::embedded(stage0)),
-        ('d', "NATS", 'b', Plan::on_nats(stage0)),
-        ('e', "NATS, keys", 'b', Plan::on_nats(stage0).authenticated()),
+        ('c', "embedded", Under::Echo('a'), Plan::embedded(stage0)),
+        ('d', "NATS", Under::Echo('b'), Plan::on_nats(stage0)),
+        ('e', "NATS, keys", Under::Echo('b'), Plan::on_nats(stage0).authenticated()),
+        ('f', "3 NATS", Under::SameWay('d'), Plan::on_nats(stage0).clustered()),
+        ('g', "3 NATS, one lost", Under::SameWay('d'), Plan::on_nats(stage0).clustered_with_one_lost()),
+        ('h', "3 NATS, relaxed", Under::SameWay('d'), Plan::on_nats(stage0).clustered_and_relaxed()),
     ] {
         let name = |way: &Way| format!("{letter}{} {place}, {}", way.number, way.label);
         let ways: Vec<_> = WAYS.iter().filter(|way| takes_part(&name(way))).collect();
@@ -99,7 +120,7 @@ pub(super) async fn start(settings: &CostArgs) -> anyhow::Result<Vec<Contestant>
                 deployment.limit(&access.account, UNREACHABLE_QUOTA).await?;
             }
             let asked = Asked::Check(access, way.runs);
-            all.push(Contestant::new(name(way), Some(floor), Rc::clone(&parts), asked)?);
+            all.push(Contestant::new(name(way), Some(floor.of(way)), Rc::clone(&parts), asked)?);
         }
     }
     ensure!(!all.is_empty(), "no contestant is named like `{}`", settings.only.join(","));
@@ -107,13 +128,9 @@ pub(super) async fn start(settings: &CostArgs) -> anyhow::Result<Vec<Contestant>
 }
 
 impl Contestant {
-    fn new(name: String, floor: Option<char>, parts: Rc<Parts>, asked: Asked) -> anyhow::Result<Self> {
+    fn new(name: String, floor: Option<String>, parts: Rc<Parts>, asked: Asked) -> anyhow::Result<Self> {
         let at_rest = parts.usage()?;
         Ok(Self { name, floor, at_rest, parts, asked })
-    }
-
-    pub(super) fn letter(&self) -> char {
-        self.name.chars().next().unwrap_or_default()
     }
 
     pub(super) fn usage(&self) -> anyhow::Result<Vec<Usage>> {
@@ -153,7 +170,7 @@ impl Parts {
         match self {
             Self::Product(deployment) => deployment.usage(),
             Self::Floor(floor) => {
-                let nats = floor.nats.iter().map(Nats::process);
+                let nats = floor.nats.iter().flat_map(Nats::processes);
                 floor.processes.iter().chain(nats).map(Process::usage).collect()
             }
         }

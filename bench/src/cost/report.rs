@@ -12,6 +12,7 @@ use crate::quantiles::{Latencies, median, median_ratio};
 /// One contestant with one number of connections.
 pub(super) struct Row {
     name: String,
+    floor: Option<String>,
     connections: usize,
     pub(super) maximum: Turns,
     /// After its fastest turns.
@@ -53,6 +54,8 @@ struct Summary {
     name: String,
     connections: usize,
     maximum: Measured,
+    /// Median over turns of its maximum divided by the floor's in the same turn.
+    of_floor: Option<f64>,
     memory: Vec<Megabytes>,
     fixed: Vec<FixedSummary>,
 }
@@ -102,9 +105,9 @@ struct Megabytes {
 }
 
 impl Row {
-    pub(super) fn new(name: &str, connections: usize) -> Self {
+    pub(super) fn new(name: &str, floor: Option<&str>, connections: usize) -> Self {
         let (maximum, memory, fixed) = (Turns::default(), Vec::new(), Vec::new());
-        Self { name: name.to_owned(), connections, maximum, memory, fixed }
+        Self { name: name.to_owned(), floor: floor.map(str::to_owned), connections, maximum, memory, fixed }
     }
 
     /// Its turns at this fraction of its maximum.
@@ -118,10 +121,16 @@ impl Row {
         self.fixed.get_mut(at).ok_or_else(|| anyhow::anyhow!("no turns at {fraction}"))
     }
 
-    fn summary(&self) -> Summary {
+    fn summary(&self, all: &[Self]) -> Summary {
+        let is_floor = |other: &&Self| {
+            let is_named = self.floor.as_ref().is_some_and(|floor| other.name.starts_with(floor));
+            is_named && other.connections == self.connections
+        };
+        let floor = all.iter().find(is_floor);
+        let of_floor = floor.map(|floor| median_ratio(&self.maximum.rates, &floor.maximum.rates));
         let (name, memory) = (self.name.clone(), self.memory.iter().map(Megabytes::of).collect());
         let fixed = self.fixed.iter().map(Fixed::summary).collect();
-        Summary { name, connections: self.connections, maximum: self.maximum.measured(), memory, fixed }
+        Summary { name, connections: self.connections, maximum: self.maximum.measured(), of_floor, memory, fixed }
     }
 }
 
@@ -195,7 +204,7 @@ impl Report {
             seconds: settings.seconds,
             repeats: settings.repeats,
             cores: crate::floors::workers(),
-            contestants: rows.iter().map(Row::summary).collect(),
+            contestants: rows.iter().map(|row| row.summary(rows)).collect(),
             at_rest: at_rest.collect(),
         }
     }
@@ -231,12 +240,13 @@ impl fmt::Display for Report {
 
 fn write_costs(f: &mut fmt::Formatter<'_>, connections: usize, summaries: &[&Summary]) -> fmt::Result {
     writeln!(f, "\n{connections} connections, as fast as they are answered; µs of CPU for each answer")?;
-    write!(f, "{:<36}{:>8}{:>8}{:>8}{:>8}", "", "req/s", "p50 ms", "p99 ms", "all")?;
+    write!(f, "{:<36}{:>8}{:>10}{:>8}{:>8}{:>8}", "", "req/s", "of floor", "p50 ms", "p99 ms", "all")?;
     COLUMNS.iter().try_for_each(|column| write!(f, "{column:>13}"))?;
     writeln!(f)?;
-    for Summary { name, maximum, .. } in summaries {
+    for Summary { name, maximum, of_floor, .. } in summaries {
         let Measured { per_second, p50_ms, p99_ms, cpu_us, .. } = maximum;
-        write!(f, "{name:<36}{per_second:>8.0}{p50_ms:>8.2}{p99_ms:>8.2}{cpu_us:>8.0}")?;
+        let of_floor = of_floor.map_or_else(String::new, |ratio| format!("{:.0}%", ratio * 100.0));
+        write!(f, "{name:<36}{per_second:>8.0}{of_floor:>10}{p50_ms:>8.2}{p99_ms:>8.2}{cpu_us:>8.0}")?;
         for column in COLUMNS {
             match maximum.cpu.iter().find(|cost| cost.process == column) {
                 Some(cost) => write!(f, "{:>13.1}", cost.us)?,
@@ -363,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_fixed_rate_is_a_fraction_of_the_maximum_and_is_kept_over_turns() {
-        let mut row = Row::new("d1", 64);
+        let mut row = Row::new("d1", None, 64);
         for answers in [100, 300, 200] {
             row.maximum.add(&spent(answers, 2, Duration::ZERO)).unwrap();
         }
@@ -374,12 +384,31 @@ mod tests {
 
     #[test]
     fn a_rate_without_a_floor_beside_it_has_no_ratio() {
-        let mut row = Row::new("d1", 64);
+        let mut row = Row::new("d1", None, 64);
         row.maximum.add(&spent(100, 1, Duration::ZERO)).unwrap();
         row.fixed(0.5).unwrap().spent.add(&spent(50, 1, Duration::ZERO)).unwrap();
-        let alone = row.summary();
+        let alone = row.summary(&[]);
         assert!(alone.fixed.iter().all(|fixed| fixed.p99_ratio.is_none() && fixed.floor.is_none()));
         row.fixed(0.5).unwrap().floor.add(&spent(50, 1, Duration::ZERO)).unwrap();
-        assert_eq!(row.summary().fixed.first().and_then(|fixed| fixed.p99_ratio), Some(1.0));
+        assert_eq!(row.summary(&[]).fixed.first().and_then(|fixed| fixed.p99_ratio), Some(1.0));
+    }
+
+    #[test]
+    fn a_maximum_is_compared_turn_by_turn_with_that_of_its_floor_at_the_same_connections() {
+        let of = |name, floor, connections, answers: [u64; 3]| {
+            let mut row = Row::new(name, floor, connections);
+            for answers in answers {
+                row.maximum.add(&spent(answers, 1, Duration::ZERO)).unwrap();
+            }
+            row
+        };
+        let rows = [
+            of("d1 NATS", None, 1, [7, 7, 7]),
+            of("d1 NATS", None, 64, [100, 200, 400]),
+            of("f1 3 NATS", Some("d1"), 64, [50, 150, 100]),
+            of("f3 3 NATS", Some("d3"), 64, [1, 1, 1]),
+        ];
+        let ratios = rows.iter().map(|row| row.summary(&rows).of_floor).collect::<Vec<_>>();
+        assert_eq!(ratios, [None, None, Some(0.5), None]);
     }
 }

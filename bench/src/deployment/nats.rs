@@ -1,19 +1,28 @@
-//! A real nats-server for a deployment, in a directory of its own, on free ports.
+//! A real nats-server for a deployment, or three that are a cluster, each in a directory of its own, on free ports.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use stage0_backplane::testing::SYNCED;
+use stage0_backplane::testing::{NODES, SYNCED, cluster_block, route_ports, server_name};
 
 use super::Process;
 
 const BINARY_VARIABLE: &str = "STAGE0_TEST_NATS_SERVER";
+/// Messages are synced every two minutes, as NATS does unless it is told otherwise.
+const RELAXED: &str = "max_payload: 8MB\njetstream {}";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// An election takes up to nine seconds, and a busy machine adds to it.
+const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
+/// The servers of a deployment.
 pub(crate) struct Nats {
+    servers: Vec<Server>,
+}
+
+struct Server {
     process: Process,
     url: String,
     monitor: String,
@@ -22,15 +31,78 @@ pub(crate) struct Nats {
 impl Nats {
     /// JetStream's files are in `nats/` of this directory; each message is synced before it is acknowledged.
     pub(crate) async fn start(directory: &Path) -> anyhow::Result<Self> {
-        let own = directory.join("nats");
+        Ok(Self { servers: vec![Server::start(directory, "nats", SYNCED).await?] })
+    }
+
+    /// Three servers, each of which syncs before it acknowledges unless it is relaxed. Returns once they have agreed on
+    /// a leader.
+    pub(crate) async fn start_cluster(directory: &Path, is_synced: bool) -> anyhow::Result<Self> {
+        let jetstream = if is_synced { SYNCED } else { RELAXED };
+        let routes = route_ports();
+        let mut servers = Vec::new();
+        for node in 0..NODES {
+            let name = server_name(node);
+            let settings = format!("server_name: {name}\n{}\n{jetstream}", cluster_block(node, &routes));
+            servers.push(Server::start(directory, &format!("nats-{name}"), &settings).await?);
+        }
+        let client = reqwest::Client::builder().no_proxy().timeout(START_TIMEOUT).build()?;
+        let begun = Instant::now();
+        for server in &servers {
+            let url = format!("{}/healthz", server.monitor);
+            while !client.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+                ensure!(begun.elapsed() < AGREEMENT_TIMEOUT, "the servers of NATS do not agree on a leader");
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        }
+        Ok(Self { servers })
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.servers.len() > 1
+    }
+
+    /// Ends the last server as a crash would; its address stays in the lists.
+    pub(super) fn lose_one(&mut self) {
+        if let Some(server) = self.servers.pop() {
+            drop(server.process);
+        }
+    }
+
+    /// Of the first server.
+    pub(crate) fn url(&self) -> &str {
+        self.servers.first().map_or("", |server| &server.url)
+    }
+
+    /// Of all servers, as a role takes them.
+    pub(crate) fn urls(&self) -> String {
+        self.list(|server| &server.url)
+    }
+
+    /// Addresses of the monitors (`/jsz`, `/varz`), as a role takes them.
+    pub(crate) fn monitors(&self) -> String {
+        self.list(|server| &server.monitor)
+    }
+
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.servers.iter().map(|server| &server.process)
+    }
+
+    fn list(&self, of: impl Fn(&Server) -> &str) -> String {
+        self.servers.iter().map(of).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Server {
+    async fn start(directory: &Path, name: &str, settings: &str) -> anyhow::Result<Self> {
+        let own = directory.join(name);
         let ports = own.join("ports");
         std::fs::create_dir_all(&ports)?;
         let config = own.join("nats.conf");
         let addresses = format!("listen: \"127.0.0.1:-1\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {ports:?}");
-        std::fs::write(&config, format!("{addresses}\n{SYNCED}\n"))?;
+        std::fs::write(&config, format!("{addresses}\n{settings}\n"))?;
         let arguments = [Path::new("-c"), &config, Path::new("-sd"), &own.join("store")];
         let arguments = arguments.map(|argument| argument.display().to_string());
-        let mut process = Process::start("nats-server", &binary()?, &arguments, directory)?;
+        let mut process = Process::start("nats-server", &binary()?, &arguments, &own)?;
         let begun = Instant::now();
         let (url, monitor) = loop {
             if let Some(addresses) = addresses_in(&ports) {
@@ -41,19 +113,6 @@ impl Nats {
             tokio::time::sleep(POLL_INTERVAL).await;
         };
         Ok(Self { process, url, monitor })
-    }
-
-    pub(crate) fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// Its monitor's address (`/jsz`, `/varz`).
-    pub(crate) fn monitor(&self) -> &str {
-        &self.monitor
-    }
-
-    pub(crate) fn process(&self) -> &Process {
-        &self.process
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use stage0_backplane::nats::{KeySet, Requirement};
+use stage0_backplane::testing::NODES;
 use stage0_contract::Role;
 
 use super::{Nats, Process};
@@ -27,12 +28,25 @@ const GATEWAY: [&str; 10] = [
 const PRIVATE_WEBHOOKS: &str = "--dangerous-allow-private-webhooks";
 const MESSAGE_KEYS_DIR: &str = "message-keys";
 
+/// Which servers of NATS there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Servers {
+    One,
+    /// With a copy of each stream on each.
+    Three,
+    /// One of three is lost once all else is ready.
+    TwoOfThree,
+    /// They sync every two minutes.
+    ThreeRelaxed,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(super) stage0: PathBuf,
     pub(super) is_embedded: bool,
     pub(super) gateways: usize,
     pub(super) evaluators: usize,
+    pub(super) servers: Servers,
     is_authenticated: bool,
     files: Option<PathBuf>,
     evaluator_arguments: Vec<String>,
@@ -51,10 +65,29 @@ impl Plan {
             is_embedded: false,
             gateways: 1,
             evaluators: 1,
+            servers: Servers::One,
             is_authenticated: false,
             files: None,
             evaluator_arguments: Vec::new(),
         }
+    }
+
+    /// On three servers instead of one.
+    #[must_use]
+    pub(crate) fn clustered(self) -> Self {
+        Self { servers: Servers::Three, ..self }
+    }
+
+    /// On three servers, one of which is lost.
+    #[must_use]
+    pub(crate) fn clustered_with_one_lost(self) -> Self {
+        Self { servers: Servers::TwoOfThree, ..self }
+    }
+
+    /// On three servers that acknowledge before they sync.
+    #[must_use]
+    pub(crate) fn clustered_and_relaxed(self) -> Self {
+        Self { servers: Servers::ThreeRelaxed, ..self }
     }
 
     #[must_use]
@@ -97,8 +130,9 @@ impl Plan {
 
     pub(super) fn gateway(&self, name: &str, nats: &Nats, directory: &Path) -> anyhow::Result<Process> {
         let tls = ["--tls-dev-dir".to_owned(), directory.join("tls").display().to_string()];
-        let own = owned(&["--listen", "127.0.0.1:0", PRIVATE_WEBHOOKS, "--nats-monitor", nats.monitor()]);
-        self.role(Role::Gateway, name, nats, directory, &[own, tls.to_vec(), owned(&GATEWAY)].concat())
+        let own = owned(&["--listen", "127.0.0.1:0"]);
+        let arguments = [own, self.recording(nats), tls.to_vec(), owned(&GATEWAY)].concat();
+        self.role(Role::Gateway, name, nats, directory, &arguments)
     }
 
     pub(super) fn evaluator(&self, name: &str, nats: &Nats, directory: &Path) -> anyhow::Result<Process> {
@@ -111,8 +145,7 @@ impl Plan {
     }
 
     pub(super) fn exporter(&self, name: &str, nats: &Nats, directory: &Path) -> anyhow::Result<Process> {
-        let own = owned(&[PRIVATE_WEBHOOKS, "--nats-monitor", nats.monitor()]);
-        self.role(Role::AuditExport, name, nats, directory, &own)
+        self.role(Role::AuditExport, name, nats, directory, &self.recording(nats))
     }
 
     /// Puts the keystore's files, where there are any, into its directory, which must not exist.
@@ -135,6 +168,15 @@ impl Plan {
         Ok(())
     }
 
+    /// Of the roles that use the log.
+    fn recording(&self, nats: &Nats) -> Vec<String> {
+        let mut all = owned(&[PRIVATE_WEBHOOKS, "--nats-monitor", &nats.monitors()]);
+        if self.servers == Servers::ThreeRelaxed {
+            all.push("--dangerous-relaxed-sync".to_owned());
+        }
+        all
+    }
+
     fn role(
         &self,
         role: Role,
@@ -143,7 +185,10 @@ impl Plan {
         directory: &Path,
         arguments: &[String],
     ) -> anyhow::Result<Process> {
-        let mut all = owned(&[&role.to_string(), "--nats", nats.url()]);
+        let mut all = owned(&[&role.to_string(), "--nats", &nats.urls()]);
+        if nats.is_cluster() {
+            all.extend(owned(&["--log-replicas", &NODES.to_string()]));
+        }
         if self.is_authenticated {
             let keys = directory.join(MESSAGE_KEYS_DIR).join(format!("{role}.keys"));
             all.extend(["--message-keys".to_owned(), keys.display().to_string()]);

@@ -80,12 +80,17 @@ fn growth_curves_are_measured_at_their_smallest_size() {
 #[test]
 fn a_check_costs_processor_time_in_each_process_and_more_than_its_floor() {
     let common = ["cost", "--seconds", "1", "--repeats", "1", "--connections", "4", "--fractions", "0.5"];
-    let report = bench(&[&common[..], &["--only", "b,d1"]].concat());
+    let report = bench(&[&common[..], &["--only", "b,d1,f1"]].concat());
     let contestants = list(&report, "contestants");
-    let total = |name: &str| {
+    let named = |name: &str| {
         let of = contestants.iter().find(|of| of["name"].as_str().unwrap().starts_with(name));
-        let of = of.unwrap_or_else(|| panic!("no {name} in {report}"));
-        of["maximum"]["cpu_us"].as_f64().unwrap()
+        of.unwrap_or_else(|| panic!("no {name} in {report}"))
     };
+    let total = |name: &str| named(name)["maximum"]["cpu_us"].as_f64().unwrap();
     assert!(total("d1") > total("b"), "{report}");
+    // Three servers of NATS beside one.
+    let servers =
+        |name: &str| list(named(name), "memory").iter().filter(|process| process["process"] == "nats-server").count();
+    assert_eq!((servers("d1"), servers("f1")), (1, 3), "{report}");
+    assert!(named("f1")["of_floor"].as_f64().is_some_and(|ratio| ratio > 0.0), "{report}");
 }
