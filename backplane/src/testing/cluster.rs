@@ -233,8 +233,8 @@ pub fn block(node: usize, routes: &[u16]) -> String {
     format!("cluster {{\n  name: test\n  listen: \"127.0.0.1:{own}\"\n  no_advertise: true\n  routes: [{others}]\n}}")
 }
 
-/// A port for the routes of each server. They must be known before the first server starts. Held together, so that they differ; another process may still
-/// take one before its server does, and then the test fails and says so.
+/// A port for the routes of each server. They must be known before the first server starts. Held together, so that they
+/// differ; another process may still take one before its server does, and then the test fails and says so.
 pub fn route_ports() -> Vec<u16> {
     let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let held: Vec<_> = (0..NODES).map(bind).collect();

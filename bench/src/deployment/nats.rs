@@ -10,7 +10,7 @@ use stage0_backplane::testing::{NODES, SYNCED, cluster_block, route_ports, serve
 use super::Process;
 
 const BINARY_VARIABLE: &str = "STAGE0_TEST_NATS_SERVER";
-/// Messages are synced every two minutes, as NATS does unless it is told otherwise.
+/// Messages are synced every two minutes, which is the default of NATS.
 const RELAXED: &str = "max_payload: 8MB\njetstream {}";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// An election takes up to nine seconds, and a busy machine adds to it.
