@@ -2,7 +2,8 @@
 //!
 //! The record `keystore.head` names the directory, its newest acknowledged change and the keystore's term. A change is
 //! acknowledged once the head includes it, or after half a second if the state store cannot be reached: a revocation
-//! must not wait for that. A directory records that it has a head, in a file of its own and in journal and store
+//! must not wait for that. With a lease it also names the shipped journal, which has a change before the head does
+//! ([`shipping`](crate::shipping)). A directory records that it has a head, in a file of its own and in journal and store
 //! ([`trail`](crate::store::trail)), so that a head that disappears is noticed.
 
 use std::path::Path;
@@ -20,6 +21,8 @@ use crate::errors::chain;
 use crate::health::Health;
 use crate::lease::tenure::{Loss, Tenure};
 use crate::records::{self, MAX_REPLICA_LAG, RETRY_DELAY, went_back};
+use crate::shipping::Shipped;
+use crate::shipping::shipper::{Shipper, Step};
 use crate::store::changes::Changes;
 use crate::store::disk;
 use crate::store::snapshot::{Digest, Position};
@@ -41,6 +44,9 @@ pub(crate) struct Head {
     #[serde(flatten)]
     pub(crate) position: Position,
     pub(crate) term: u64,
+    /// `None` where it is not shipped: in one process, by an earlier version, or because it could not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) journal: Option<Shipped>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -135,11 +141,13 @@ impl HeadStored {
     }
 }
 
-/// The task that writes the head, and the lists of active keys before it.
+/// The task that writes the head, and before it what is shipped and the lists of active keys.
 pub(crate) struct HeadWriter {
     state_store: Arc<dyn StateStore>,
     changes: Changes,
     lister: Lister,
+    /// `None` where nothing is shipped.
+    shipper: Option<Shipper>,
     head: Head,
     is_stored: bool,
     revision: Option<Revision>,
@@ -152,17 +160,33 @@ impl HeadWriter {
     pub(crate) async fn start(
         state_store: Arc<dyn StateStore>,
         changes: Changes,
-        lister: Lister,
+        (lister, shipper): (Lister, Option<Shipper>),
         term: u64,
         revision: Option<Revision>,
         (tenure, health): (Tenure, Health),
     ) -> Result<(Self, HeadStored), PutError> {
-        let head = Head { position: changes.position(), term };
+        let head = Head { position: changes.position(), term, journal: None };
         let (stored, is_stored) = watch::channel(0);
-        let own = changes.clone();
-        let mut writer =
-            Self { state_store, changes: own, lister, head, is_stored: false, revision, tenure, health, stored };
-        writer.put(head).await?;
+        let (own, is_written) = (changes.clone(), false);
+        let shared = (tenure, health);
+        let mut writer = Self {
+            state_store,
+            changes: own,
+            lister,
+            shipper,
+            head,
+            is_stored: is_written,
+            revision,
+            tenure: shared.0,
+            health: shared.1,
+            stored,
+        };
+        let position = match &mut writer.shipper {
+            Some(shipper) => shipper.begin().await.map_err(|why| PutError::Failed(why.into()))?,
+            None => head.position,
+        };
+        writer.put(Head { position, journal: writer.shipped(), ..head }).await?;
+        writer.remark(None);
         Ok((writer, HeadStored { changes, stored: is_stored }))
     }
 
@@ -171,7 +195,6 @@ impl HeadWriter {
         let mut moved = self.changes.position.subscribe();
         moved.mark_changed();
         loop {
-            let listing = !self.lister.is_done;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -180,25 +203,18 @@ impl HeadWriter {
                         break;
                     }
                     while let Err(error) = self.store_newest().await {
-                        let why = format!("the state store does not have the newest change: {error}");
-                        self.health.set_remark(Some(why));
+                        self.remark(Some(format!("the state store does not have the newest change: {error}")));
                         if stop.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
                             return;
                         }
                     }
-                    self.health.set_remark(None);
-                }
-                listed = self.lister.list_next(&self.state_store), if listing => {
-                    if let Err(error) = listed {
-                        let why = format!("live keys are not listed in the state store yet: {error}");
-                        self.health.set_remark(Some(why));
-                        if stop.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
-                            break;
-                        }
-                    } else if self.lister.is_done {
-                        self.health.set_remark(None);
+                    self.remark(None);
+                    // A flood of changes must not keep a new copy from being shipped.
+                    if self.ships_copy() && stop.run_until_cancelled(self.ship_copy()).await.is_none() {
+                        break;
                     }
                 }
+                () = self.do_next(), if !self.lister.is_done || self.ships_copy() => {}
                 () = sleep(HEAD_CHECK_INTERVAL) => self.check().await,
             }
         }
@@ -207,10 +223,68 @@ impl HeadWriter {
         }
     }
 
+    fn shipped(&self) -> Option<Shipped> {
+        self.shipper.as_ref().and_then(Shipper::shipped)
+    }
+
+    fn names_copy(&self) -> bool {
+        self.shipped().map(|shipped| shipped.copy) == self.head.journal.map(|named| named.copy)
+    }
+
+    fn ships_copy(&self) -> bool {
+        !self.names_copy() || self.shipper.as_ref().is_some_and(Shipper::has_work)
+    }
+
+    /// Does a part of the work that no change waits for. May be dropped at any moment.
+    async fn do_next(&mut self) {
+        if self.lister.is_done {
+            return self.ship_copy().await;
+        }
+        if let Err(error) = self.lister.list_next(&self.state_store).await {
+            self.remark(Some(format!("live keys are not listed in the state store yet: {error}")));
+            sleep(RETRY_DELAY).await;
+        } else if self.lister.is_done {
+            self.remark(None);
+        }
+    }
+
+    /// INVARIANT: the copy that the head names is not touched before the head names another one.
+    async fn ship_copy(&mut self) {
+        let is_named = self.names_copy();
+        let step = match &mut self.shipper {
+            Some(shipper) if is_named => shipper.step().await,
+            Some(_) => Ok(Step::NewCopy),
+            None => return,
+        };
+        let error = match step {
+            Ok(Step::Idle | Step::Continues) => return,
+            Ok(Step::NewCopy) => self.store_newest().await.err(),
+            Err(error) => Some(error),
+        };
+        let failed = error.is_some();
+        self.remark(error.map(|error| format!("the journal is not shipped as a whole yet: {error}")));
+        if failed {
+            sleep(RETRY_DELAY).await;
+        }
+    }
+
+    /// Reports what went wrong, or else what goes wrong all the time.
+    fn remark(&self, error: Option<String>) {
+        let not_shipped = || {
+            let why = self.shipper.as_ref().and_then(Shipper::fault)?;
+            Some(format!("the journal is not shipped, so a lost machine takes its newest changes with it: {why}"))
+        };
+        self.health.set_remark(error.or_else(not_shipped));
+    }
+
     async fn store_newest(&mut self) -> Result<(), String> {
-        let position = self.changes.position();
-        let accounts = self.changes.take();
-        if position == self.head.position && accounts.is_empty() {
+        // Shipped first: from the moment that the head has a change, it survives this machine.
+        let position = match &mut self.shipper {
+            Some(shipper) => shipper.ship().await?,
+            None => self.changes.position(),
+        };
+        let (accounts, journal) = (self.changes.take(), self.shipped());
+        if position == self.head.position && journal == self.head.journal && accounts.is_empty() {
             return Ok(());
         }
         for account in &accounts {
@@ -219,7 +293,7 @@ impl HeadWriter {
                 return Err(error);
             }
         }
-        self.put(Head { position, ..self.head }).await.map_err(|error| chain(&error))
+        self.put(Head { position, journal, ..self.head }).await.map_err(|error| chain(&error))
     }
 
     /// Writes the head. `self.head` changes only when the write is acknowledged, so a failed write is tried again.
@@ -292,7 +366,7 @@ impl HeadWriter {
 
     /// Whether this keystore wrote it: the head that was acknowledged last, or one that was tried since.
     fn may_have_written(&self, found: &Head) -> bool {
-        let Head { position, term } = *found;
+        let Head { position, term, .. } = *found;
         let own = self.is_stored && term == self.head.term && position.store_id == self.head.position.store_id;
         own && self.changes.trail().digest_at(position.sequence) == Some(position.digest)
     }
@@ -345,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_as_new_as_the_head_or_newer_is_accepted() {
-        let head = Head { position: position(1, 5), term: 1 };
+        let head = Head { position: position(1, 5), term: 1, journal: None };
         assert_eq!(compare(&state(Some(position(1, 5))), Some(&head)), Ok(()));
         let known = |at| (at == 5).then(|| position(1, 5).digest);
         for changes in [6, 7] {
@@ -358,7 +432,7 @@ mod tests {
 
     #[test]
     fn an_older_different_foreign_or_empty_directory_is_refused() {
-        let head = Head { position: position(1, 5), term: 1 };
+        let head = Head { position: position(1, 5), term: 1, journal: None };
         let refused = |position| compare(&state(position), Some(&head)).unwrap_err();
         assert_eq!(refused(Some(position(1, 4))), Mismatch::Older { found: 4, known: 5 });
         assert_eq!(refused(Some(position(2, 9))), Mismatch::Foreign { known: 5 });
@@ -391,7 +465,7 @@ mod tests {
         assert_eq!(compare(&restored(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
         let first = DirectoryState { expects_head: false, ..restored(None) };
         assert_eq!(compare(&first, None), Ok(()), "a first start");
-        let head = Head { position: position(1, 5), term: 1 };
+        let head = Head { position: position(1, 5), term: 1, journal: None };
         assert_eq!(compare(&restored(Some(position(1, 5))), Some(&head)), Ok(()), "it is the newest");
     }
 }

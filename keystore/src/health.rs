@@ -17,6 +17,8 @@ pub struct Health(Arc<Mutex<State>>);
 struct State {
     fault: Option<String>,
     waiting: WaitReason,
+    /// How far a keystore that stands by has followed the one that serves.
+    following: Option<String>,
     remark: Option<String>,
     flags: Option<Flags>,
 }
@@ -31,7 +33,7 @@ struct Flags {
 impl Default for Health {
     fn default() -> Self {
         let fault = Some("it starts".to_owned());
-        Self(Arc::new(Mutex::new(State { fault, waiting: WaitReason::default(), remark: None, flags: None })))
+        Self(Arc::new(Mutex::new(State { fault, waiting: WaitReason::default(), following: None, remark: None, flags: None })))
     }
 }
 
@@ -39,7 +41,9 @@ impl Health {
     /// Why it does not serve. `None` while it serves.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        lock(&self.0).fault.clone()
+        let state = lock(&self.0);
+        let following = state.following.as_ref().map(|following| format!("; it {following}")).unwrap_or_default();
+        state.fault.as_ref().map(|fault| format!("{fault}{following}"))
     }
 
     /// What an operator should know.
@@ -80,8 +84,17 @@ impl Health {
         }
     }
 
+    /// Tells how far it has followed, until it opens its data.
+    pub(crate) fn set_following(&self, following: &str) {
+        let mut state = lock(&self.0);
+        if state.following.as_deref() != Some(following) {
+            state.following = Some(following.to_owned());
+        }
+    }
+
     pub(crate) fn set_opening(&self) {
         let mut state = lock(&self.0);
+        state.following = None;
         state.waiting.clear();
         state.fault = Some("it opens its data".to_owned());
     }

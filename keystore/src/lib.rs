@@ -23,6 +23,7 @@ mod restore;
 mod seal;
 mod server;
 mod service;
+mod shipping;
 mod signer;
 mod sources;
 mod store;

@@ -17,6 +17,8 @@ const CHANGES: &str = "stage0_keystore_changes_total";
 const WRITABLE: &str = "stage0_keystore_writable";
 const MARKS_REFUSED: &str = "stage0_keystore_marks_refused_total";
 const RESERVE: &str = "stage0_keystore_disk_reserve_bytes";
+const UNSHIPPED: &str = "stage0_keystore_unshipped_changes";
+const BEHIND: &str = "stage0_keystore_standby_behind_changes";
 const UNPROVEN: &str = "stage0_keystore_unproven_calls_total";
 
 /// A hash that runs or waits, until this is dropped.
@@ -44,6 +46,8 @@ pub(crate) fn describe() {
         "Management calls whose caller was not proven by its key: of a gateway that is older, or lies."
     );
     describe_gauge!(WRITABLE, Count, "1 while changes can be stored, 0 since a write failed.");
+    describe_gauge!(UNSHIPPED, Count, "Changes that are on this machine's disk only, and would be lost with it.");
+    describe_gauge!(BEHIND, Count, "Acknowledged changes that a keystore that stands by does not have yet.");
     describe_gauge!(RESERVE, Bytes, "Disk space that is kept for revocations; less than 8 MiB: the disk was full.");
     // From zero on: a rate does not see the first increment of a counter that did not exist.
     for outcome in ["valid", "invalid", "busy", "failed"] {
@@ -103,6 +107,16 @@ pub(crate) fn writable(writable: bool) {
     gauge!(WRITABLE).set(f64::from(u8::from(writable)));
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a few thousand, or all changes that there ever were")]
+pub(crate) fn unshipped(changes: u64) {
+    gauge!(UNSHIPPED).set(changes as f64);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "as above")]
+pub(crate) fn behind(changes: u64) {
+    gauge!(BEHIND).set(changes as f64);
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a few megabytes")]
 pub(crate) fn reserve(bytes: u64) {
     gauge!(RESERVE).set(bytes as f64);
@@ -135,6 +149,8 @@ mod tests {
             writable(true);
             mark_refused("taken");
             reserve(8 << 20);
+            unshipped(2);
+            behind(3);
         });
         let page = recorder.handle().render();
         for line in [
@@ -150,11 +166,14 @@ mod tests {
             "stage0_keystore_marks_refused_total{reason=\"taken\"} 1",
             "stage0_keystore_unproven_calls_total 1",
             "stage0_keystore_disk_reserve_bytes 8388608",
+            "stage0_keystore_unshipped_changes 2",
+            "stage0_keystore_standby_behind_changes 3",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
-        for name in [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS, CHANGES, WRITABLE, MARKS_REFUSED, UNPROVEN, RESERVE]
-        {
+        let hashes = [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS];
+        let others = [CHANGES, WRITABLE, MARKS_REFUSED, UNPROVEN, RESERVE, UNSHIPPED, BEHIND];
+        for name in hashes.iter().chain(&others) {
             assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
         }
     }

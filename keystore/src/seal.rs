@@ -1,7 +1,8 @@
 //! Encryption of the secrets of webhook endpoints at rest: AES-256-GCM, each for its endpoint.
 //!
 //! The endpoint's id is authenticated with a sealed secret, which is nonce, ciphertext and tag, so it cannot be moved
-//! to another one. From the same key each account gets one of its own, with which evaluators seal texts of actions.
+//! to another one. From the same key each account gets one of its own, with which evaluators seal texts of actions, and
+//! the journal that is shipped to the state store gets another.
 //! INVARIANT: a new key is created only where nothing is sealed. A missing or wrong key refuses the start, because
 //! without it nothing can be delivered.
 
@@ -81,6 +82,8 @@ pub(crate) enum SecretsError {
 /// Makes the keys of texts others than those of any other use.
 const TEXT_KEY_LABEL: &[u8] = b"stage0 texts of actions 1\0";
 
+const JOURNAL_KEY_LABEL: &[u8] = b"stage0 shipped journal 1\0";
+
 #[derive(Debug)]
 pub(crate) struct Sealer {
     key: RandomizedNonceKey,
@@ -100,6 +103,12 @@ impl Sealer {
         tag.as_ref().try_into().map(TextKey::new).map_err(|_| SealError::Key)
     }
 
+    pub(crate) fn journal_sealer(&self) -> Result<JournalSealer, SealError> {
+        let tag = hmac::sign(&self.derive, JOURNAL_KEY_LABEL);
+        let key = RandomizedNonceKey::new(&AES_256_GCM, tag.as_ref()).map_err(|_| SealError::Key)?;
+        Ok(JournalSealer(key))
+    }
+
     /// Encrypts with a random nonce of 96 bits. Far fewer secrets are sealed than would make a repeated nonce likely.
     pub(crate) fn seal(&self, endpoint: &WebhookId, secret: &WebhookSecret) -> Result<Sealed, SealError> {
         let mut text = secret.expose().as_bytes().to_vec();
@@ -116,6 +125,36 @@ impl Sealer {
         let opened = std::str::from_utf8(opened.map_err(|_| SealError::Open)?).map_err(|_| SealError::Open)?;
         WebhookSecret::parse(opened).ok_or(SealError::Open)
     }
+}
+
+/// Encrypts the parts of a shipped journal, each for its place. A thousand changes each second would take a month and a
+/// half to seal so many parts that a repeated nonce becomes likely enough to count (NIST SP 800-38D: 2^32).
+#[derive(Debug)]
+pub(crate) struct JournalSealer(RandomizedNonceKey);
+
+impl JournalSealer {
+    /// Nonce, ciphertext and tag.
+    pub(crate) fn seal(&self, place: &[u8], part: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut text = part.to_vec();
+        let nonce = self.0.seal_in_place_append_tag(Aad::from(place), &mut text).map_err(|_| SealError::Seal)?;
+        Ok([nonce.as_ref().as_slice(), &text].concat())
+    }
+
+    pub(crate) fn open(&self, place: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Open)?;
+        let mut text = sealed.to_vec();
+        let opened = self.0.open_in_place(Nonce::from(nonce), Aad::from(place), &mut text);
+        opened.map(|opened| opened.to_vec()).map_err(|_| SealError::Open)
+    }
+}
+
+/// The key that is there already. A keystore that stands by makes none: it would not be the one that serves uses.
+pub(crate) fn present_sealer(config: &KeystoreConfig) -> Result<Option<Sealer>, SecretsError> {
+    let key = match &config.secrets_key {
+        Some(SecretsKey(key)) => Some(key.clone()),
+        None => keyfile::configured(config.secrets_key_file.as_deref(), &config.data_dir.join(SECRETS_KEY_FILE))?,
+    };
+    Ok(key.map(|key| Sealer::new(&key)).transpose()?)
 }
 
 pub(crate) fn sealer(config: &KeystoreConfig, store: &RecordStore) -> Result<Sealer, SecretsError> {
@@ -207,6 +246,29 @@ pub(crate) mod tests {
         assert_eq!(data_encoding::HEXLOWER.encode(key(1, "acc_1").bytes()), known);
         assert_ne!(key(1, "acc_2"), key(1, "acc_1"));
         assert_ne!(key(2, "acc_1"), key(1, "acc_1"));
+    }
+
+    #[test]
+    fn a_part_of_a_journal_opens_only_unchanged_at_its_place_and_with_its_key() {
+        let sealer = sealer_of(1).journal_sealer().unwrap();
+        let sealed = sealer.seal(b"place 1", b"part").unwrap();
+        assert_eq!(sealer.open(b"place 1", &sealed).as_deref(), Ok(&b"part"[..]));
+        assert_eq!(sealer.open(b"place 2", &sealed), Err(SealError::Open));
+        assert_eq!(sealer_of(2).journal_sealer().unwrap().open(b"place 1", &sealed), Err(SealError::Open));
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert_eq!(sealer.open(b"place 1", &changed), Err(SealError::Open), "{at}");
+            assert_eq!(sealer.open(b"place 1", &sealed[..at]), Err(SealError::Open), "{at}");
+        }
+    }
+
+    #[test]
+    fn a_keystore_that_stands_by_makes_no_secrets_key() {
+        let (dir, config, _store) = store_with(Vec::new());
+        assert!(present_sealer(&config).unwrap().is_none() && !dir.path().join(SECRETS_KEY_FILE).exists());
+        keyfile::write(dir.path(), SECRETS_KEY_FILE, &KeyBytes::new([1; 32])).unwrap();
+        assert!(present_sealer(&config).unwrap().is_some());
     }
 
     #[test]

@@ -104,8 +104,8 @@ impl Keystore {
         let plans = config.plans.map_or_else(Plans::built_in, Ok)?;
         let clock: Clock = Arc::new(jiff::Timestamp::now);
         let start = Start { config, backplane, health, clock, plans };
-        let (lease, directory) = start.lock().await?;
-        match start.open(lease.as_ref(), directory).await {
+        let (lease, locked) = start.lock().await?;
+        match start.open(lease.as_ref(), locked).await {
             Ok(keystore) => Ok(Self { lease, ..keystore }),
             Err(error) => {
                 if let Some(lease) = lease {

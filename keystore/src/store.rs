@@ -50,7 +50,7 @@ use crate::metrics;
 
 pub(crate) mod changes;
 pub(crate) mod disk;
-mod journal;
+pub(crate) mod journal;
 pub(crate) mod lock;
 mod open;
 pub(crate) mod record;
@@ -115,13 +115,13 @@ impl DurableStore {
             return Err(CommitError::DiskFull);
         }
         let next = self.store.position_after(self.position, records).map_err(CommitError::Store)?;
-        let end_before = loop {
+        let (end_before, frame) = loop {
             // Checked last: a process that was frozen must not add to files that another keystore serves by now.
             if !self.tenure.is_valid() {
                 return Err(CommitError::LeaseOver);
             }
             match self.journal.append(next.sequence, records.to_vec()) {
-                Ok(end_before) => break end_before,
+                Ok(appended) => break appended,
                 // A quota can be used up while the disk still has room.
                 Err(AppendError::RolledBack(error)) if reserve::is_full(&error) => {
                     if !takes_away || !self.reserve.release_step() {
@@ -145,7 +145,8 @@ impl DurableStore {
             return Err(CommitError::Store(error));
         }
         self.position = next;
-        self.changes.advance(next, records.iter().filter_map(account_to_list).cloned().collect());
+        let accounts = records.iter().filter_map(account_to_list).cloned().collect();
+        self.changes.advance(next, accounts, frame);
         self.shorten_journal();
         Ok(())
     }

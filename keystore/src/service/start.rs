@@ -1,11 +1,13 @@
 //! The steps of a start, in their order.
 //!
-//! Lock the directory (with the lease, if there is one); inspect it; compare it with the head in the state store; open
+//! Lock the directory (with the lease, if there is one; until then follow the journal that the holder ships); inspect
+//! it; compare it with the head in the state store; where it is older or empty, replace it by the shipped journal; open
 //! it, replacing its content if a restore was accepted; load the keys that seal and sign; write the first head of this
 //! term. Nothing is served before the last step.
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 
 use stage0_backplane::{Backplane, PutError, Revision, StateStore};
@@ -33,6 +35,8 @@ use crate::server::callers::{Callers, ProvenKeys};
 use crate::server::handlers::{Handlers, MAX_ACCEPTANCES};
 use crate::server::permits::Permits;
 use crate::server::verify::Verifier;
+use crate::shipping::follower::{FollowError, Follower};
+use crate::shipping::shipper::Shipper;
 use crate::signer::{self, Signer};
 use crate::sources::{Clock, random};
 use crate::store::lock::LockedDirectory;
@@ -45,6 +49,21 @@ pub(super) struct Start {
     pub(super) health: Health,
     pub(super) clock: Clock,
     pub(super) plans: Plans,
+}
+
+/// A directory that is locked, and what was followed until then.
+pub(super) struct Locked {
+    directory: LockedDirectory,
+    /// `None` without a lease.
+    follower: Option<Follower>,
+}
+
+/// A directory, and why it is not the newest, if it is not.
+struct Compared {
+    found: InspectedDirectory,
+    why: Option<Mismatch>,
+    /// Why the shipped journal did not help.
+    not_taken: Option<FollowError>,
 }
 
 struct Opened {
@@ -61,13 +80,18 @@ impl Start {
         &self.backplane.state_store
     }
 
-    pub(super) async fn lock(&self) -> Result<(Option<Lease>, LockedDirectory), BuildError> {
+    pub(super) async fn lock(&self) -> Result<(Option<Lease>, Locked), BuildError> {
         let dir = self.config.data_dir.clone();
         let Some(times) = self.config.lease else {
             let directory = blocking(move || Ok(LockedDirectory::take(&dir)?)).await?;
-            return Ok((None, directory));
+            return Ok((None, Locked { directory, follower: None }));
         };
-        let acquired = lease::acquire(self.state_store(), &dir, times, &self.health).await;
+        let mut follower = Follower::new(Arc::clone(self.state_store()), self.config.clone());
+        let acquired = tokio::select! {
+            biased;
+            acquired = lease::acquire(self.state_store(), &dir, times, &self.health) => acquired,
+            never = follower.run(&self.health) => match never {},
+        };
         let (lease, directory) = acquired.map_err(|error| match error {
             AcquireError::Random(error) => BuildError::Random(error),
             AcquireError::Open(error) => BuildError::Open(error),
@@ -75,17 +99,18 @@ impl Start {
             AcquireError::Cancelled(error) => BuildError::Thread(std::io::Error::other(error)),
         })?;
         self.health.set_opening();
-        Ok((Some(lease), directory))
+        Ok((Some(lease), Locked { directory, follower: Some(follower) }))
     }
 
     /// Returns a keystore without its lease, once the first head of its term is in the state store.
-    pub(super) async fn open(self, lease: Option<&Lease>, directory: LockedDirectory) -> Result<Keystore, BuildError> {
+    pub(super) async fn open(self, lease: Option<&Lease>, locked: Locked) -> Result<Keystore, BuildError> {
         let tenure = lease.map_or_else(Tenure::unlimited, |lease| lease.tenure.clone());
+        let Locked { directory, follower } = locked;
         let found = blocking(move || Ok(InspectedDirectory::inspect(directory)?)).await?;
         let known = self.retry(&tenure, || head::read(self.state_store())).await?;
         let head = known.map(|(head, _)| head);
-        let compared = compare_with_head(&found, head.as_ref(), self.config.accept_restore);
-        let why = compared.map_err(|error| OpenError::Directory(found.directory.dir.clone(), error))?;
+        let Compared { found, why, not_taken } = self.take_over(found, head.as_ref(), follower).await?;
+        found.refuse_lost()?;
         let (restoring, mut restored) = match why {
             None => {
                 if self.config.accept_restore {
@@ -98,7 +123,8 @@ impl Start {
                 (snapshot, Some(done))
             }
             Some(why) => {
-                let (dir, why) = (found.directory.dir.clone(), why.to_string());
+                let not_taken = not_taken.map(|error| format!(" (not taken over: {error})")).unwrap_or_default();
+                let (dir, why) = (found.directory.dir.clone(), format!("{why}{not_taken}"));
                 return Err(OpenError::Outdated { dir, why }.into());
             }
         };
@@ -121,7 +147,7 @@ impl Start {
             log_restored(restored);
         }
         let term = lease.map_or_else(|| head.map_or(1, |head| head.term.saturating_add(1)), |lease| lease.term);
-        let (head, stored) = self.first_head(&opened.admin, term, known.map(|(_, revision)| revision), &tenure).await?;
+        let (head, stored) = self.first_head(&opened, term, known, &tenure).await?;
         let store_id = opened.admin.durable.changes.position().store_id.to_hex();
         self.backplane.requests.serve_in_term(term, &store_id);
         let now = (self.clock)();
@@ -131,6 +157,39 @@ impl Start {
             Ok(opened)
         });
         self.keystore(opened.await?, tenure, (head, stored), restored)
+    }
+
+    /// Compares the directory with the head. One that is older or empty gets the journal that the last keystore shipped,
+    /// unless the operator wants the older state.
+    async fn take_over(
+        &self,
+        found: InspectedDirectory,
+        head: Option<&Head>,
+        follower: Option<Follower>,
+    ) -> Result<Compared, BuildError> {
+        let failed = |dir: &Path, error| BuildError::Open(OpenError::Directory(dir.to_owned(), error));
+        let compared = compare_with_head(&found, head, self.config.accept_restore);
+        let why = compared.map_err(|error| failed(&found.directory.dir, error))?;
+        let (Some(Mismatch::Empty { .. } | Mismatch::Older { .. }), Some(head), Some(mut follower)) =
+            (why, head, follower.filter(|_| !self.config.accept_restore))
+        else {
+            return Ok(Compared { found, why, not_taken: None });
+        };
+        let journal = match follower.journal(head).await {
+            Ok(journal) => journal,
+            Err(error) => return Ok(Compared { found, why, not_taken: Some(error) }),
+        };
+        if let Some(own) = found.snapshot().map(|snapshot| snapshot.position)
+            && journal.replay.trail.iter().any(|(at, digest)| *at == own.sequence && *digest != own.digest)
+        {
+            let why = Some(Mismatch::Different { at: own.sequence });
+            return Ok(Compared { found, why, not_taken: None });
+        }
+        let now = whole_seconds((self.clock)());
+        let found = blocking(move || Ok(found.replace(journal, now)?)).await?;
+        let compared = compare_with_head(&found, Some(head), false);
+        let why = compared.map_err(|error| failed(&found.directory.dir, error))?;
+        Ok(Compared { found, why, not_taken: None })
     }
 
     /// The content that replaces the directory's, `None` if it is empty, and a report of the differences.
@@ -160,22 +219,45 @@ impl Start {
     /// Writes the first head of this term. From then on this directory is the one that is believed.
     async fn first_head(
         &self,
-        admin: &AdminService,
+        opened: &Opened,
         term: u64,
-        revision: Option<Revision>,
+        known: Option<(Head, Revision)>,
         tenure: &Tenure,
     ) -> Result<(HeadWriter, HeadStored), BuildError> {
+        let (admin, revision) = (&opened.admin, known.map(|(_, revision)| revision));
         loop {
+            let shipper = match self.shipper(opened, known.as_ref().map(|(head, _)| head), tenure).await {
+                Ok(shipper) => shipper,
+                Err(error) => {
+                    self.wait_out(&error, tenure).await?;
+                    continue;
+                }
+            };
             let lister = Lister::new(admin.store().clone(), Arc::clone(&self.clock), term, tenure.clone());
             let (state_store, changes) = (Arc::clone(self.state_store()), admin.durable.changes.clone());
             let shared = (tenure.clone(), self.health.clone());
-            match HeadWriter::start(state_store, changes, lister, term, revision, shared).await {
+            match HeadWriter::start(state_store, changes, (lister, shipper), term, revision, shared).await {
                 Ok(started) => return Ok(started),
                 // Another keystore wrote it since it was read.
                 Err(PutError::Conflict) => return Err(BuildError::StateStore("another keystore uses it".to_owned())),
                 Err(PutError::Failed(error)) => self.wait_out(&error.to_string(), tenure).await?,
             }
         }
+    }
+
+    /// Where several keystores may run, the journal is shipped. In one process it would be on the same disk.
+    async fn shipper(
+        &self,
+        opened: &Opened,
+        head: Option<&Head>,
+        tenure: &Tenure,
+    ) -> Result<Option<Shipper>, String> {
+        if self.config.lease.is_none() {
+            return Ok(None);
+        }
+        let sealer = opened.sealer.journal_sealer().map_err(|error| error.to_string())?;
+        let (store, changes) = (Arc::clone(self.state_store()), opened.admin.durable.changes.clone());
+        Shipper::attach((store, sealer, tenure.clone()), &self.config.data_dir, changes, head).await.map(Some)
     }
 
     async fn retry<T, Reading>(&self, tenure: &Tenure, read: impl Fn() -> Reading) -> Result<T, BuildError>

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-pub(crate) use frame::{End, FrameError, Replay};
+pub(crate) use frame::{End, FrameError, Replay, replay, replay_until};
 
 use crate::store::disk;
 use crate::store::record::Record;
@@ -58,6 +58,13 @@ pub(crate) fn read(mut file: &File) -> io::Result<Replay> {
     Ok(frame::replay(&bytes))
 }
 
+/// A journal of one frame, which has everything.
+pub(crate) fn of_snapshot(snapshot: &Snapshot) -> Result<Vec<u8>, FrameError> {
+    let Snapshot { position, trail, .. } = snapshot;
+    let entry = FrameBody::Snapshot { store_id: position.store_id, records: snapshot.records(), trail: trail.clone() };
+    frame::encode(position.sequence, &entry)
+}
+
 impl Journal {
     /// Continues a locked journal that was read up to `replay.good`. Bytes after that are cut off.
     pub(crate) fn open(dir: &Path, file: File, replay: &Replay) -> io::Result<Self> {
@@ -69,23 +76,20 @@ impl Journal {
 
     /// Replaces the journal by one that begins with these records. The new file is locked before it gets its name.
     pub(crate) fn rewrite(dir: &Path, snapshot: &Snapshot) -> Result<Self, RewriteError> {
-        let position = snapshot.position;
-        let (records, trail) = (snapshot.records(), snapshot.trail.clone());
-        let entry = FrameBody::Snapshot { store_id: position.store_id, records, trail };
-        let bytes = frame::encode(position.sequence, &entry).map_err(RewriteError::Frame)?;
+        let bytes = of_snapshot(snapshot).map_err(RewriteError::Frame)?;
         let file = disk::replace_locked(dir, FILE, &bytes).map_err(RewriteError::Io)?;
         let end = bytes.len() as u64;
         Ok(Self { dir: dir.to_owned(), file, end, snapshot_bytes: end })
     }
 
-    /// `Ok` means that the change is on disk. Returns where the journal ended before it.
-    pub(crate) fn append(&mut self, sequence: u64, records: Vec<Record>) -> Result<u64, AppendError> {
+    /// `Ok` means that the change is on disk. Returns where the journal ended before it, and its frame.
+    pub(crate) fn append(&mut self, sequence: u64, records: Vec<Record>) -> Result<(u64, Vec<u8>), AppendError> {
         let bytes = frame::encode(sequence, &FrameBody::Change(records)).map_err(AppendError::Frame)?;
         let before = self.end;
         match self.file.write_all(&bytes).and_then(|()| self.file.sync_all()) {
             Ok(()) => {
                 self.end += bytes.len() as u64;
-                Ok(before)
+                Ok((before, bytes))
             }
             Err(error) => {
                 self.cut().map_err(AppendError::Stuck)?;

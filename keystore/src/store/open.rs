@@ -25,6 +25,7 @@ use crate::errors::chain;
 use crate::keyfile::OPERATOR_KEY_FILE;
 use crate::lease::tenure::Tenure;
 use crate::metrics;
+use crate::shipping::follower::ShippedJournal;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -73,6 +74,8 @@ pub(crate) struct InspectedDirectory {
     opened: Option<(RecordStore, Snapshot)>,
     plan: RecoveryPlan,
     reserve: Reserve,
+    /// `operator.key` is there and nothing else: journal and store were lost.
+    lost: bool,
 }
 
 impl InspectedDirectory {
@@ -86,10 +89,37 @@ impl InspectedDirectory {
         // The operator's key is written after journal and store. If it is there alone, they were lost, and an empty
         // keystore would look as if every key had been revoked.
         let operator_key = || dir.join(OPERATOR_KEY_FILE).try_exists();
-        if plan == RecoveryPlan::Begin && operator_key().map_err(|error| OpenError::Directory(dir.clone(), error))? {
-            return Err(OpenError::unprovable(dir, &Fault::EverythingMissing));
-        }
-        Ok(Self { directory, replay, opened, plan, reserve })
+        let lost =
+            plan == RecoveryPlan::Begin && operator_key().map_err(|error| OpenError::Directory(dir.clone(), error))?;
+        Ok(Self { directory, replay, opened, plan, reserve, lost })
+    }
+
+    /// Refuses a directory that has lost its journal and its store.
+    pub(crate) fn refuse_lost(&self) -> Result<(), OpenError> {
+        if self.lost { Err(OpenError::unprovable(&self.directory.dir, &Fault::EverythingMissing)) } else { Ok(()) }
+    }
+
+    /// Replaces the content by that of a shipped journal, which is newer. What was there is put aside.
+    pub(crate) fn replace(self, shipped: ShippedJournal, now: Timestamp) -> Result<Self, OpenError> {
+        let Self { directory: LockedDirectory { dir, journal: old, lock }, opened, reserve, .. } = self;
+        let ShippedJournal { bytes, replay } = shipped;
+        // INVARIANT: a shipped journal was replayed to its end.
+        let snapshot = replay.snapshot.clone().ok_or_else(|| OpenError::unprovable(&dir, &Fault::JournalDamaged))?;
+        let repair = Repair { dir: &dir, now, word: "older" };
+        drop(opened);
+        let aside = if old.is_some() { repair.link_aside(journal::FILE)? } else { String::new() };
+        // The journal first: a store that is missing beside it is built again, and an older one is put aside.
+        let journal = disk::replace_locked(&dir, journal::FILE, &bytes)
+            .map_err(|error| OpenError::Journal(dir.join(journal::FILE), error))?;
+        // Only now: until the new journal is locked, the old one must be.
+        drop(old);
+        repair.put_aside(record_store::DIR)?;
+        let store = repair.fill_store(&snapshot)?;
+        let (records, sequence) = (snapshot.len(), snapshot.position.sequence);
+        tracing::warn!(records, sequence, aside, "the directory has the journal that the last keystore shipped");
+        let directory = LockedDirectory { dir, journal: Some(journal), lock };
+        let opened = Some((store, snapshot));
+        Ok(Self { directory, replay: Some(replay), opened, plan: RecoveryPlan::Open, reserve, lost: false })
     }
 
     /// The content that [`open`](Self::open) will serve; `None` for a new directory.
@@ -130,8 +160,8 @@ impl InspectedDirectory {
 
     /// A new directory gets the id `new_id`; the names of files that are put aside contain `now`.
     pub(crate) fn open(self, new_id: StoreId, now: Timestamp, tenure: Tenure) -> Result<DurableStore, OpenError> {
-        let Self { directory: LockedDirectory { dir, journal: file, lock }, replay, opened, plan, reserve } = self;
-        let repair = Repair { dir: &dir, now };
+        let Self { directory: LockedDirectory { dir, journal: file, lock }, replay, opened, plan, reserve, .. } = self;
+        let repair = Repair { dir: &dir, now, word: "damaged" };
         let files = match (plan, file, replay, opened) {
             (RecoveryPlan::Open, Some(file), Some(replay), Some((store, snapshot))) => {
                 let journal_records_head = replay.snapshot.as_ref().is_some_and(|of| !of.trail.is_empty());
@@ -184,7 +214,9 @@ impl InspectedDirectory {
 #[cfg(test)]
 impl DurableStore {
     pub(crate) fn open(dir: &Path, new_id: StoreId, now: Timestamp) -> Result<Self, OpenError> {
-        InspectedDirectory::inspect(LockedDirectory::take(dir)?)?.open(new_id, now, Tenure::unlimited())
+        let found = InspectedDirectory::inspect(LockedDirectory::take(dir)?)?;
+        found.refuse_lost()?;
+        found.open(new_id, now, Tenure::unlimited())
     }
 }
 
@@ -220,6 +252,8 @@ fn inspect_store(dir: &Path) -> Result<(StoreFound, Option<(RecordStore, Snapsho
 struct Repair<'a> {
     dir: &'a Path,
     now: Timestamp,
+    /// What a file is that is put aside; part of its new name.
+    word: &'static str,
 }
 
 impl Repair<'_> {
@@ -264,7 +298,7 @@ impl Repair<'_> {
 
     /// Renames a damaged file. Returns the new name, empty if there was no file.
     fn put_aside(&self, name: &str) -> Result<String, OpenError> {
-        let failed = |error| self.failed("what is damaged cannot be put aside", error);
+        let failed = |error| self.failed("what is replaced cannot be put aside", error);
         let aside = self.free_name(name).map_err(failed)?;
         match std::fs::rename(self.dir.join(name), self.dir.join(&aside)) {
             Ok(()) => disk::sync_dir(self.dir).map(|()| aside).map_err(failed),
@@ -275,7 +309,7 @@ impl Repair<'_> {
 
     /// A file that is about to be replaced keeps its own name, by which it is locked, until then.
     fn link_aside(&self, name: &str) -> Result<String, OpenError> {
-        let failed = |error| self.failed("what is damaged cannot be put aside", error);
+        let failed = |error| self.failed("what is replaced cannot be put aside", error);
         let aside = self.free_name(name).map_err(failed)?;
         match std::fs::hard_link(self.dir.join(name), self.dir.join(&aside)) {
             Ok(()) => disk::sync_dir(self.dir).map(|()| aside).map_err(failed),
@@ -285,7 +319,7 @@ impl Repair<'_> {
     }
 
     fn free_name(&self, name: &str) -> io::Result<String> {
-        let mut aside = format!("{name}.damaged-{}", self.now.strftime("%Y%m%dT%H%M%SZ"));
+        let mut aside = format!("{name}.{}-{}", self.word, self.now.strftime("%Y%m%dT%H%M%SZ"));
         while self.dir.join(&aside).try_exists()? {
             aside.push('+');
         }

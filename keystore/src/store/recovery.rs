@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn journal(snapshot: Option<Snapshot>, end: End) -> Replay {
-        Replay { snapshot, good: 1, snapshot_bytes: 1, end, trail: Vec::new() }
+        Replay { snapshot, good: 1, snapshot_bytes: 1, end, trail: Vec::new(), ends: Vec::new() }
     }
 
     fn broken() -> StoreFound {

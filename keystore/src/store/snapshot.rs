@@ -42,11 +42,11 @@ impl StoreId {
     }
 }
 
-fn write_hex<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn write_hex<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&HEXLOWER.encode(bytes))
 }
 
-fn read_hex<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u8; N], D::Error> {
+pub(crate) fn read_hex<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u8; N], D::Error> {
     let bytes = HEXLOWER.decode(String::deserialize(deserializer)?.as_bytes());
     let bytes = bytes.ok().and_then(|bytes| bytes.try_into().ok());
     bytes.ok_or_else(|| D::Error::custom("must be lower-case hex"))

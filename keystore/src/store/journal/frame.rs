@@ -48,6 +48,8 @@ pub(crate) struct Replay {
     pub(crate) end: End,
     /// The digest after each frame, and those of earlier changes that the first frame lists.
     pub(crate) trail: Vec<(u64, Digest)>,
+    /// The number of each frame, and where it ends.
+    pub(crate) ends: Vec<(u64, usize)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +75,13 @@ pub(crate) fn encode(sequence: u64, entry: &FrameBody) -> Result<Vec<u8>, FrameE
 
 /// Reads a whole file. It never fails: `end` describes what cannot be read.
 pub(crate) fn replay(bytes: &[u8]) -> Replay {
-    let mut found = Replay { snapshot: None, good: 0, snapshot_bytes: 0, end: End::Whole, trail: Vec::new() };
+    replay_until(bytes, u64::MAX)
+}
+
+/// Like [`replay`], without the changes after `newest`: the last one in a file that is in use may be taken back.
+pub(crate) fn replay_until(bytes: &[u8], newest: u64) -> Replay {
+    let (trail, ends) = (Vec::new(), Vec::new());
+    let mut found = Replay { snapshot: None, good: 0, snapshot_bytes: 0, end: End::Whole, trail, ends };
     loop {
         let rest = bytes.get(found.good..).unwrap_or_default();
         if rest.is_empty() {
@@ -82,9 +90,11 @@ pub(crate) fn replay(bytes: &[u8]) -> Replay {
             return found;
         }
         found.end = match decode(rest) {
+            Decoded::Frame { sequence, .. } if sequence > newest && found.snapshot.is_some() => End::Whole,
             Decoded::Frame { sequence, entry, length } => match absorb(&mut found, sequence, entry) {
                 Some(()) => {
                     found.good += length;
+                    found.ends.push((sequence, found.good));
                     if found.snapshot_bytes == 0 {
                         found.snapshot_bytes = length;
                     }
