@@ -303,7 +303,7 @@ impl Shipper {
 
     fn give_up(&mut self, why: String) -> String {
         if let Some(NextCopy { half, source: Source::Shipping { parts, .. }, .. }) = self.next.take() {
-            self.unneeded = Some((half, parts));
+            self.unneeded = (parts > 0).then_some((half, parts)).or(self.unneeded);
         }
         self.fault = Some((why.clone(), Instant::now() + RETRY_COPY_INTERVAL));
         why

@@ -270,6 +270,7 @@ async fn a_keystore_that_was_replaced_ships_nothing() {
 #[tokio::test]
 async fn a_change_that_the_head_does_not_have_yet_is_taken_over_too() {
     let mut holder = Holder::start().await;
+    holder.commit("k0", 10);
     let head = holder.head().await;
     holder.commit("k1", 10);
     let newer = holder.head().await.position;
@@ -288,7 +289,7 @@ async fn a_change_that_the_head_does_not_have_yet_is_taken_over_too() {
     assert_eq!(found.position, head.position);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_missing_changed_or_sealed_with_another_key_is_never_taken_over() {
     let mut holder = Holder::start().await;
     holder.commit("k1", 600_000);
@@ -335,7 +336,7 @@ async fn without_room_changes_are_acknowledged_and_a_copy_is_tried_again() {
     holder.is_followed(&mut follower, &head).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn changes_that_found_no_room_in_memory_are_shipped_with_a_new_copy() {
     let mut holder = Holder::start().await;
     let before = holder.head().await.journal.unwrap();

@@ -160,6 +160,12 @@ impl Running {
         self.task.await.unwrap().unwrap();
     }
 
+    /// Sends requests to a keystore that somebody else started.
+    pub(crate) fn beside(backplane: Backplane, operator: Caller) -> Self {
+        let (health, stop) = (Health::default(), CancellationToken::new());
+        Self { backplane, operator, health, stop, task: tokio::spawn(async { Ok(()) }) }
+    }
+
     /// Why it ended by itself.
     pub(crate) async fn ended(self) -> RunError {
         self.task.await.unwrap().unwrap_err()
