@@ -1,8 +1,8 @@
 //! How new the data directory must be: its newest position, kept outside of it in the state store.
 //!
 //! The record `keystore.head` names the directory, its newest acknowledged change and the keystore's term. A change is
-//! acknowledged once the head includes it, or after half a second if the state store cannot be reached: a revocation
-//! must not wait for that. With a lease it also names the shipped journal, which has a change before the head does
+//! acknowledged once the head includes it. If the state store fails it is acknowledged after half a second without: a
+//! revocation must not wait for that. With a lease it also names the shipped journal, which has a change before the head does
 //! ([`shipping`](crate::shipping)). A directory records that it has a head, in a file of its own and in journal and store
 //! ([`trail`](crate::store::trail)), so that a head that disappears is noticed.
 
@@ -32,8 +32,10 @@ pub(crate) mod live_keys;
 
 use live_keys::Lister;
 
-/// After this time a change is acknowledged even if the state store does not have it.
+/// After this time a change is acknowledged without the state store, if the last write there has failed.
 const HEAD_TIMEOUT: Duration = Duration::from_millis(500);
+/// After this time a change is acknowledged whatever the state store does.
+const MAX_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Without changes the head is checked at this interval: the state store may go back between two lease renewals.
 const HEAD_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// In the data directory; it says that the state store has a head.
@@ -128,16 +130,35 @@ pub(crate) fn expect(dir: &Path, now: jiff::Timestamp) -> std::io::Result<()> {
 #[derive(Debug, Clone)]
 pub(crate) struct HeadStored {
     changes: Changes,
-    stored: watch::Receiver<u64>,
+    stored: watch::Receiver<Stored>,
+}
+
+/// What became of the last write of the head.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stored {
+    sequence: u64,
+    fails: bool,
 }
 
 impl HeadStored {
-    /// Resolves when the newest change is in the state store, or after [`HEAD_TIMEOUT`].
+    /// Resolves when the newest change is in the state store, or when that fails and [`HEAD_TIMEOUT`] has passed.
     pub(crate) async fn wait(&self) {
         let newest = self.changes.position().sequence;
-        let mut stored = self.stored.clone();
+        let (mut stored, mut fails) = (self.stored.clone(), self.stored.clone());
+        let failed = async {
+            sleep(HEAD_TIMEOUT).await;
+            // A state store that is slow is waited for: a change that it does not have would be lost with this machine.
+            drop(fails.wait_for(|stored| stored.fails).await);
+        };
+        let waited = async {
+            tokio::select! {
+                biased;
+                _ = stored.wait_for(|stored| stored.sequence >= newest) => {}
+                () = failed => {}
+            }
+        };
         // Stored in time or not, the change stands, and the head writer goes on trying.
-        drop(timeout(HEAD_TIMEOUT, stored.wait_for(|stored| *stored >= newest)).await);
+        drop(timeout(MAX_HEAD_TIMEOUT, waited).await);
     }
 }
 
@@ -153,7 +174,7 @@ pub(crate) struct HeadWriter {
     revision: Option<Revision>,
     tenure: Tenure,
     health: Health,
-    stored: watch::Sender<u64>,
+    stored: watch::Sender<Stored>,
 }
 
 impl HeadWriter {
@@ -166,7 +187,7 @@ impl HeadWriter {
         (tenure, health): (Tenure, Health),
     ) -> Result<(Self, HeadStored), PutError> {
         let head = Head { position: changes.position(), term, journal: None };
-        let (stored, is_stored) = watch::channel(0);
+        let (stored, is_stored) = watch::channel(Stored::default());
         let (own, is_written) = (changes.clone(), false);
         let shared = (tenure, health);
         let mut writer = Self {
@@ -203,6 +224,7 @@ impl HeadWriter {
                         break;
                     }
                     while let Err(error) = self.store_newest().await {
+                        self.stored.send_modify(|stored| stored.fails = true);
                         self.remark(Some(format!("the state store does not have the newest change: {error}")));
                         if stop.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
                             return;
@@ -307,7 +329,7 @@ impl HeadWriter {
                     self.revision = Some(revision);
                     (self.head, self.is_stored) = (head, true);
                     self.changes.acknowledged(head.position);
-                    self.stored.send_replace(head.position.sequence);
+                    self.stored.send_replace(Stored { sequence: head.position.sequence, fails: false });
                     return Ok(());
                 }
                 Err(PutError::Conflict) => {

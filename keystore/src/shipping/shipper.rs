@@ -158,6 +158,12 @@ impl Shipper {
         self.copy.as_ref().map(|copy| copy.shipped)
     }
 
+    /// Lets a copy for which there was no room be tried again at once.
+    #[cfg(test)]
+    pub(super) fn retry_now(&mut self) {
+        self.fault.iter_mut().for_each(|(_, retry)| *retry = Instant::now());
+    }
+
     /// Why a machine that is lost takes changes with it.
     pub(crate) fn fault(&self) -> Option<&str> {
         self.fault.as_ref().map(|(why, _)| why.as_str())

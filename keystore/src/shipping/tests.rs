@@ -289,24 +289,28 @@ async fn a_change_that_the_head_does_not_have_yet_is_taken_over_too() {
     assert_eq!(found.position, head.position);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn what_is_missing_changed_or_sealed_with_another_key_is_never_taken_over() {
     let mut holder = Holder::start().await;
     holder.commit("k1", 600_000);
     let head = holder.head().await;
-    let refused = async |key_byte, head: Head| {
+    let missed = async |key_byte, head: Head| {
         let (mut follower, _dir) = holder.follower(key_byte);
-        follower.journal(&head).await.unwrap_err()
+        follower.follow(&head).await.unwrap_err()
     };
-    assert!(matches!(refused(None, head).await, FollowError::NoKey));
-    assert!(matches!(refused(Some(2), head).await, FollowError::Part(0)));
-    assert!(matches!(refused(Some(1), Head { journal: None, ..head }).await, FollowError::NotShipped));
-    let mut ahead = head;
+    assert!(matches!(missed(None, head).await, FollowError::NoKey));
+    assert!(matches!(missed(Some(2), head).await, FollowError::Part(0)));
+    assert!(matches!(missed(Some(1), Head { journal: None, ..head }).await, FollowError::NotShipped));
+    let (mut ahead, mut different) = (head, head);
     ahead.position.sequence += 1;
-    assert!(matches!(refused(Some(1), ahead).await, FollowError::Behind { shipped: 2, known: 3 }));
-    let mut different = head;
     different.journal.as_mut().unwrap().digest = Digest::default();
-    assert!(matches!(refused(Some(1), different).await, FollowError::Different));
+    let dir = tempfile::tempdir().unwrap();
+    keyfile::write(dir.path(), SECRETS_KEY_FILE, &KeyBytes::new([1; 32])).unwrap();
+    let follower = || Follower::new(Arc::clone(&holder.state_store), KeystoreConfig::new(dir.path()));
+    let behind = follower().journal(&ahead).await.unwrap_err();
+    assert!(matches!(behind, FollowError::Behind { shipped: 2, known: 3 }), "{behind:?}");
+    let other = follower().journal(&different).await.unwrap_err();
+    assert!(matches!(other, FollowError::Different), "{other:?}");
     let Shipped { copy, half, .. } = head.journal.unwrap();
     let sealer = sealer_of(1).journal_sealer().unwrap();
     let (part, revision) = read_part(&holder.state_store, &sealer, (copy, half, 1)).await.unwrap().unwrap();
@@ -314,10 +318,10 @@ async fn what_is_missing_changed_or_sealed_with_another_key_is_never_taken_over(
     let value = sealed(&sealer, copy, 2, &part).unwrap();
     let until = Instant::now() + STORE_TIMEOUT;
     holder.state_store.put(&half.key(1), value, Some(revision), None, until).await.unwrap();
-    assert!(matches!(refused(Some(1), head).await, FollowError::Part(1)));
+    assert!(matches!(missed(Some(1), head).await, FollowError::Part(1)));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn without_room_changes_are_acknowledged_and_a_copy_is_tried_again() {
     let inner = Backplane::embedded().state_store;
     let bounded = Arc::new(Bounded { inner, is_full: AtomicBool::new(true) });
@@ -328,7 +332,7 @@ async fn without_room_changes_are_acknowledged_and_a_copy_is_tried_again() {
     assert_eq!((head.position.sequence, head.journal), (2, None));
     assert!(!holder.shipper.has_work(), "not at once");
     bounded.is_full.store(false, Ordering::SeqCst);
-    tokio::time::sleep(Duration::from_secs(16)).await;
+    holder.shipper.retry_now();
     assert_eq!(holder.work().await, 1);
     let head = holder.head().await;
     assert!(holder.shipper.fault().is_none());
@@ -336,7 +340,7 @@ async fn without_room_changes_are_acknowledged_and_a_copy_is_tried_again() {
     holder.is_followed(&mut follower, &head).await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn changes_that_found_no_room_in_memory_are_shipped_with_a_new_copy() {
     let mut holder = Holder::start().await;
     let before = holder.head().await.journal.unwrap();

@@ -91,12 +91,22 @@ async fn an_older_directory_is_refused_until_the_restore_is_accepted_and_revives
     let later = stack.operator.post("/v1/keys", &body).await.expect(201)["key"].as_str().unwrap().to_owned();
     let (newer, gone, _) = stack.operator.account("newer", None, &["check"]).await;
     stack.keystore.as_mut().unwrap().stop();
+    // Without the key nothing can be taken over from the state store.
+    let (secrets_key, aside) = (data.join("secrets.key"), data.with_file_name("secrets.key"));
+    std::fs::rename(&secrets_key, &aside).unwrap();
     for backup in [&before_revocation, &before_creation] {
         put_back(&data, backup);
         is_refused(stack.begin_keystore(&data, &[]), "older than what was acknowledged");
         remove(&data.join("journal"));
         is_refused(stack.begin_keystore(&data, &[]), "older than what was acknowledged");
     }
+    std::fs::rename(&aside, &secrets_key).unwrap();
+    stack.start_keystore();
+    stack.restart_gateway(0);
+    let api = stack.api_at(0);
+    api.with_key(&later).check(&Api::harmless()).await.expect(200);
+    api.with_key(&leaked).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+    stack.keystore.as_mut().unwrap().stop();
     put_back(&data, &before_revocation);
     let keystore = stack.begin_keystore(&data, &["--accept-restore"]);
     serves(&keystore);
