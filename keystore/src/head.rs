@@ -2,9 +2,9 @@
 //!
 //! The record `keystore.head` names the directory, its newest acknowledged change and the keystore's term. A change is
 //! acknowledged once the head includes it. If the state store fails it is acknowledged after half a second without: a
-//! revocation must not wait for that. With a lease it also names the shipped journal, which has a change before the head does
-//! ([`shipping`](crate::shipping)). A directory records that it has a head, in a file of its own and in journal and store
-//! ([`trail`](crate::store::trail)), so that a head that disappears is noticed.
+//! revocation must not wait for that. With a lease it also names the shipped journal, which has a change before the
+//! head does ([`shipping`](crate::shipping)). A directory records that it has a head, in a file of its own and in
+//! journal and store ([`trail`](crate::store::trail)), so that a head that disappears is noticed.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -33,7 +33,13 @@ struct Flags {
 impl Default for Health {
     fn default() -> Self {
         let fault = Some("it starts".to_owned());
-        Self(Arc::new(Mutex::new(State { fault, waiting: WaitReason::default(), following: None, remark: None, flags: None })))
+        Self(Arc::new(Mutex::new(State {
+            fault,
+            waiting: WaitReason::default(),
+            following: None,
+            remark: None,
+            flags: None,
+        })))
     }
 }
 

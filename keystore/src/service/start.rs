@@ -159,8 +159,8 @@ impl Start {
         self.keystore(opened.await?, tenure, (head, stored), restored)
     }
 
-    /// Compares the directory with the head. One that is older or empty gets the journal that the last keystore shipped,
-    /// unless the operator wants the older state.
+    /// Compares the directory with the head. One that is older or empty gets the journal that the last keystore
+    /// shipped, unless the operator wants the older state.
     async fn take_over(
         &self,
         found: InspectedDirectory,
@@ -246,12 +246,7 @@ impl Start {
     }
 
     /// Where several keystores may run, the journal is shipped. In one process it would be on the same disk.
-    async fn shipper(
-        &self,
-        opened: &Opened,
-        head: Option<&Head>,
-        tenure: &Tenure,
-    ) -> Result<Option<Shipper>, String> {
+    async fn shipper(&self, opened: &Opened, head: Option<&Head>, tenure: &Tenure) -> Result<Option<Shipper>, String> {
         if self.config.lease.is_none() {
             return Ok(None);
         }

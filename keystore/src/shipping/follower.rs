@@ -73,7 +73,9 @@ impl Follower {
                     metrics::behind(behind);
                     health.set_following(&match followed {
                         Ok(()) if behind == 0 => "has followed every change".to_owned(),
-                        Ok(()) => format!("is {behind} changes behind, as the keystore that serves could not ship them"),
+                        Ok(()) => {
+                            format!("is {behind} changes behind, as the keystore that serves could not ship them")
+                        }
                         Err(error) => format!("cannot follow: {error}"),
                     });
                 }

@@ -189,7 +189,8 @@ impl Shipper {
         metrics::unshipped(newest.sequence.saturating_sub(shipped));
         let Some(copy) = self.copy.as_mut().filter(|_| !self.has_gap) else { return Ok(newest) };
         let last = copy.shipped.sequence;
-        let follows = self.waiting.iter().zip(last.saturating_add(1)..).all(|(frame, at)| frame.position.sequence == at);
+        let follows =
+            self.waiting.iter().zip(last.saturating_add(1)..).all(|(frame, at)| frame.position.sequence == at);
         let end = self.waiting.back().map_or(last, |frame| frame.position.sequence);
         if !follows || end < newest.sequence {
             tracing::warn!(shipped = last, newest = newest.sequence, "changes were not kept to be shipped");
@@ -235,7 +236,9 @@ impl Shipper {
                 if from < base.len() {
                     // Before the store is full: its other records must have room, the lease first.
                     if let Err(error) = self.store.state_store.ready().await {
-                        return Err(self.give_up(format!("there is no room for a copy of the journal: {}", chain(&error))));
+                        return Err(
+                            self.give_up(format!("there is no room for a copy of the journal: {}", chain(&error)))
+                        );
                     }
                     let part = base.get(from..base.len().min(from.saturating_add(PART_BYTES))).unwrap_or_default();
                     self.store.put((next.id, next.half, *parts), part, None).await?;
@@ -263,7 +266,8 @@ impl Shipper {
 
     /// Adds what changed since the base was read, and lets the new copy count.
     async fn finish_copy(&mut self) -> Result<Step, String> {
-        let Some(NextCopy { id, half, source: Source::Shipping { base, position, parts }, since, .. }) = &self.next else {
+        let Some(NextCopy { id, half, source: Source::Shipping { base, position, parts }, since, .. }) = &self.next
+        else {
             return Ok(Step::Continues);
         };
         let bytes = base.len() as u64;
@@ -445,7 +449,8 @@ fn frames_since(dir: &Path, shipped: &Shipped, own: Position) -> Result<Option<V
 
 /// All records as one frame, at a change that was committed.
 fn base_of(dir: &Path, newest: u64) -> Result<(Bytes, Position), String> {
-    let bytes = std::fs::read(dir.join(journal::FILE)).map_err(|error| format!("the journal cannot be read: {error}"))?;
+    let bytes =
+        std::fs::read(dir.join(journal::FILE)).map_err(|error| format!("the journal cannot be read: {error}"))?;
     let replay = journal::replay_until(&bytes, newest);
     drop(bytes);
     let snapshot = replay.snapshot.ok_or("the journal cannot be read: it is damaged")?;

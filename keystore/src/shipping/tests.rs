@@ -96,8 +96,7 @@ impl Holder {
     ) -> Self {
         let (tenure, sealer) = (Tenure::unlimited(), sealer_of(1).journal_sealer().unwrap());
         let shared = (Arc::clone(&state_store), sealer, tenure.clone());
-        let mut shipper =
-            Shipper::attach(shared, dir.path(), durable.changes.clone(), head.as_ref()).await.unwrap();
+        let mut shipper = Shipper::attach(shared, dir.path(), durable.changes.clone(), head.as_ref()).await.unwrap();
         shipper.begin().await.unwrap();
         Self { dir, durable, shipper, tenure, state_store }
     }
@@ -390,6 +389,9 @@ async fn a_keystore_with_many_keys_is_taken_over_in_under_a_minute() {
     let took = began.elapsed();
     println!("{keys} keys, {bytes} bytes: shipped in {shipped:?}, read in {read:?}, open after {took:?}");
     assert!(took < Duration::from_secs(60), "{took:?}");
-    assert_eq!(DurableStore::open(empty.path(), StoreId::from_random([9; 16]), at(2)).unwrap().changes.position(), position);
+    assert_eq!(
+        DurableStore::open(empty.path(), StoreId::from_random([9; 16]), at(2)).unwrap().changes.position(),
+        position
+    );
     drop(holder.dir);
 }

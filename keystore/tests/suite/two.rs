@@ -2,8 +2,8 @@
 //! What the one has acknowledged the other has, whatever became of the first one's machine.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -291,7 +291,8 @@ async fn a_keystore_with_an_empty_directory_takes_over_everything_when_the_machi
     assert_eq!(endpoints.iter().map(|found| &found.webhook.id).collect::<Vec<_>>(), [&endpoint.webhook.id]);
     assert_eq!(endpoints[0].secrets, [endpoint.secret], "its secret opens");
     let (caller, account) = (taken.operator.clone(), Some(account.clone()));
-    let stops = done(taken.ask(&ListStops { caller: caller.clone(), account: account.clone(), cursor: None, limit: 9 }).await);
+    let stops =
+        done(taken.ask(&ListStops { caller: caller.clone(), account: account.clone(), cursor: None, limit: 9 }).await);
     assert_eq!(stops.items.iter().map(|found| &found.id).collect::<Vec<_>>(), [&stop]);
     let members = done(taken.ask(&ListMembers { caller, account, cursor: None, limit: 9 }).await);
     assert_eq!(members.items.iter().map(|found| &found.id).collect::<Vec<_>>(), [&member]);
@@ -326,7 +327,7 @@ async fn a_machine_that_is_lost_in_a_flood_of_changes_takes_no_acknowledged_one_
             })
             .collect();
         wait_for("some changes", async || acknowledged.lock().unwrap().len() > 10).await;
-        // Nobody hears the answers that a lost machine would have given.
+        // No caller hears the answers of a lost machine.
         makers.iter().for_each(tokio::task::JoinHandle::abort);
         let operator = running.operator.clone();
         lose(running, &away, &dir).await;
