@@ -91,11 +91,8 @@ impl Health {
     }
 
     /// Tells how far it has followed, until it opens its data.
-    pub(crate) fn set_following(&self, following: &str) {
-        let mut state = lock(&self.0);
-        if state.following.as_deref() != Some(following) {
-            state.following = Some(following.to_owned());
-        }
+    pub(crate) fn set_following(&self, following: Option<String>) {
+        lock(&self.0).following = following;
     }
 
     pub(crate) fn set_opening(&self) {

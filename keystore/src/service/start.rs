@@ -109,7 +109,7 @@ impl Start {
         let found = blocking(move || Ok(InspectedDirectory::inspect(directory)?)).await?;
         let known = self.retry(&tenure, || head::read(self.state_store())).await?;
         let head = known.map(|(head, _)| head);
-        let Compared { found, why, not_taken } = self.take_over(found, head.as_ref(), follower).await?;
+        let Compared { found, why, not_taken } = self.take_over(found, head.as_ref(), follower, &tenure).await?;
         found.refuse_lost()?;
         let (restoring, mut restored) = match why {
             None => {
@@ -166,6 +166,7 @@ impl Start {
         found: InspectedDirectory,
         head: Option<&Head>,
         follower: Option<Follower>,
+        tenure: &Tenure,
     ) -> Result<Compared, BuildError> {
         let failed = |dir: &Path, error| BuildError::Open(OpenError::Directory(dir.to_owned(), error));
         let compared = compare_with_head(&found, head, self.config.accept_restore);
@@ -175,9 +176,12 @@ impl Start {
         else {
             return Ok(Compared { found, why, not_taken: None });
         };
-        let journal = match follower.journal(head).await {
-            Ok(journal) => journal,
-            Err(error) => return Ok(Compared { found, why, not_taken: Some(error) }),
+        let journal = loop {
+            match follower.journal(head).await {
+                Ok(journal) => break journal,
+                Err(FollowError::Read(error)) => self.wait_out(&error, tenure).await?,
+                Err(error) => return Ok(Compared { found, why, not_taken: Some(error) }),
+            }
         };
         if let Some(own) = found.snapshot().map(|snapshot| snapshot.position)
             && journal.replay.trail.iter().any(|(at, digest)| *at == own.sequence && *digest != own.digest)

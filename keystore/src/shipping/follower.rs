@@ -40,6 +40,8 @@ pub(crate) enum FollowError {
     Key(String),
     #[error("part {0} of the shipped journal is missing, or the `secrets.key` here is not that of the last keystore")]
     Part(u32),
+    #[error("the shipped journal is shorter than the state store says")]
+    Short,
     #[error("the shipped journal is not what the state store says of it")]
     Different,
     #[error("the state store does not answer: {0}")]
@@ -52,38 +54,46 @@ pub(crate) struct Follower {
     sealer: Option<JournalSealer>,
     copy: Option<CopyId>,
     parts: Vec<Vec<u8>>,
+    /// What was followed last, so that it is not read again while nothing changes.
+    followed: Option<Shipped>,
 }
 
 impl Follower {
     pub(crate) fn new(state_store: Arc<dyn StateStore>, config: KeystoreConfig) -> Self {
-        Self { state_store, config, sealer: None, copy: None, parts: Vec::new() }
+        Self { state_store, config, sealer: None, copy: None, parts: Vec::new(), followed: None }
     }
 
     /// Follows until it is dropped. What goes wrong is reported and tried again.
     pub(crate) async fn run(&mut self, health: &Health) -> Infallible {
         loop {
-            let found = head::read(&self.state_store).await;
-            match found {
+            match head::read(&self.state_store).await {
+                Ok(Some((head, _))) if self.has_followed(&head) => {}
                 Ok(Some((head, _))) => {
                     let followed = self.follow(&head).await;
-                    let behind = match (&followed, head.journal) {
-                        (Ok(()), Some(shipped)) => head.position.sequence.saturating_sub(shipped.sequence),
-                        _ => head.position.sequence,
-                    };
+                    let shipped = head.journal.filter(|_| followed.is_ok()).map_or(0, |shipped| shipped.sequence);
+                    let behind = head.position.sequence.saturating_sub(shipped);
                     metrics::behind(behind);
-                    health.set_following(&match followed {
+                    health.set_following(Some(match followed {
                         Ok(()) if behind == 0 => "has followed every change".to_owned(),
                         Ok(()) => {
                             format!("is {behind} changes behind, as the keystore that serves could not ship them")
                         }
                         Err(error) => format!("cannot follow: {error}"),
-                    });
+                    }));
                 }
                 // The lease reports both.
-                Ok(None) | Err(_) => {}
+                Ok(None) | Err(_) => {
+                    self.followed = None;
+                    health.set_following(None);
+                }
             }
             sleep(POLL_INTERVAL).await;
         }
+    }
+
+    fn has_followed(&self, head: &Head) -> bool {
+        let is_whole = |shipped: &Shipped| shipped.sequence == head.position.sequence;
+        head.journal == self.followed && self.followed.as_ref().is_some_and(is_whole)
     }
 
     /// Reads the parts that are new since the last time, and the last one, which may have grown.
@@ -102,15 +112,20 @@ impl Follower {
             self.parts.clear();
             self.copy = Some(shipped.copy);
         }
+        self.followed = None;
         self.parts.truncate((shipped.parts as usize).min(self.parts.len().saturating_sub(1)));
         while let Some(part) = u32::try_from(self.parts.len()).ok().filter(|part| *part < shipped.parts) {
             let found = read_part(&self.state_store, sealer, (shipped.copy, shipped.half, part)).await;
             let (content, _) = found.map_err(FollowError::Read)?.ok_or(FollowError::Part(part))?;
             self.parts.push(content);
         }
-        // A replica may lag behind the head.
-        let whole = self.parts.iter().map(Vec::len).sum::<usize>() as u64 >= shipped.bytes;
-        if whole { Ok(()) } else { Err(FollowError::Part(shipped.parts.saturating_sub(1))) }
+        if (self.parts.iter().map(Vec::len).sum::<usize>() as u64) < shipped.bytes {
+            // A replica that lags had an older version of a part, and this process does not know of which.
+            self.parts.clear();
+            return Err(FollowError::Short);
+        }
+        self.followed = Some(shipped);
+        Ok(())
     }
 
     /// The whole journal, once no other keystore writes any more. Tried again for as long as a replica may lag.

@@ -15,7 +15,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::{CopyId, Half, MAX_PARTS, MAX_TAIL_BYTES, PART_BYTES, Shipped, read_part, sealed};
 use crate::errors::chain;
-use crate::head::Head;
+use crate::head::{self, Head};
 use crate::lease::tenure::Tenure;
 use crate::metrics;
 use crate::records::{RETRY_DELAY, STORE_TIMEOUT};
@@ -41,7 +41,7 @@ pub(crate) struct Shipper {
     dir: PathBuf,
     changes: Changes,
     /// The copy that the head names, or will.
-    copy: Option<Copy>,
+    copy: Option<PresentCopy>,
     /// Where the copy stands that the head named at the start.
     named: Option<Half>,
     /// Frames that the copy lacks.
@@ -62,7 +62,7 @@ struct Store {
     tenure: Tenure,
 }
 
-struct Copy {
+struct PresentCopy {
     shipped: Shipped,
     /// The last part; `None` if what follows gets a part of its own.
     tail: Option<Vec<u8>>,
@@ -78,6 +78,19 @@ struct NextCopy {
     /// Frames since it was begun.
     since: VecDeque<Frame>,
     since_bytes: usize,
+}
+
+#[derive(Debug)]
+enum AppendError {
+    /// There is no room, and trying again at once does not help.
+    NoRoom(String),
+    Failed(String),
+}
+
+impl From<String> for AppendError {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
 }
 
 enum Source {
@@ -198,7 +211,17 @@ impl Shipper {
             self.waiting.clear();
             return Ok(newest);
         }
-        self.store.append(copy, &self.waiting).await?;
+        match self.store.append(copy, &self.waiting).await {
+            Ok(()) => {}
+            Err(AppendError::Failed(why)) => return Err(why),
+            // The head has room all the same.
+            Err(AppendError::NoRoom(why)) => {
+                self.has_gap = true;
+                self.waiting.clear();
+                self.give_up(why);
+                return Ok(newest);
+            }
+        }
         self.waiting.clear();
         metrics::unshipped(0);
         Ok(Position { sequence: copy.shipped.sequence, digest: copy.shipped.digest, ..newest })
@@ -234,11 +257,10 @@ impl Shipper {
             Source::Shipping { base, parts, .. } => {
                 let from = (*parts as usize).saturating_mul(PART_BYTES);
                 if from < base.len() {
-                    // Before the store is full: its other records must have room, the lease first.
-                    if let Err(error) = self.store.state_store.ready().await {
-                        return Err(
-                            self.give_up(format!("there is no room for a copy of the journal: {}", chain(&error)))
-                        );
+                    match self.store.has_room().await {
+                        Ok(()) => {}
+                        Err(AppendError::Failed(why)) => return Err(why),
+                        Err(AppendError::NoRoom(why)) => return Err(self.give_up(why)),
                     }
                     let part = base.get(from..base.len().min(from.saturating_add(PART_BYTES))).unwrap_or_default();
                     self.store.put((next.id, next.half, *parts), part, None).await?;
@@ -282,14 +304,18 @@ impl Shipper {
             digest: position.digest,
         };
         // A large last part is not written again: the frames get a part of their own.
-        let mut copy = Copy { shipped, tail: None, tail_revision: None, is_inherited: false };
+        let mut copy = PresentCopy { shipped, tail: None, tail_revision: None, is_inherited: false };
         let missing: VecDeque<_> =
             since.iter().filter(|frame| frame.position.sequence > position.sequence).cloned().collect();
         if missing.iter().zip(position.sequence.saturating_add(1)..).any(|(frame, at)| frame.position.sequence != at) {
             self.next = None;
             return Ok(Step::Continues);
         }
-        self.store.append(&mut copy, &missing).await?;
+        match self.store.append(&mut copy, &missing).await {
+            Ok(()) => {}
+            Err(AppendError::Failed(why)) => return Err(why),
+            Err(AppendError::NoRoom(why)) => return Err(self.give_up(why)),
+        }
         let old = self.copy.replace(copy);
         self.unneeded = old.map(|old| (old.shipped.half, old.shipped.parts));
         (self.next, self.has_gap, self.fault) = (None, false, None);
@@ -326,19 +352,19 @@ fn has_outgrown(shipped: &Shipped) -> bool {
 
 impl Store {
     /// The copy as it is, if its last part can be opened.
-    async fn inherit(&self, shipped: Shipped) -> Result<Option<Copy>, String> {
+    async fn inherit(&self, shipped: Shipped) -> Result<Option<PresentCopy>, String> {
         let last = (shipped.copy, shipped.half, shipped.parts.saturating_sub(1));
         let found = read_part(&self.state_store, &self.sealer, last).await?;
         Ok(found.and_then(|(mut tail, revision)| {
             let counts = usize::try_from(shipped.tail).ok().filter(|counts| *counts <= tail.len())?;
             // The rest was never acknowledged, and this keystore may have gone on without it.
             tail.truncate(counts);
-            Some(Copy { shipped, tail: Some(tail), tail_revision: Some(revision), is_inherited: true })
+            Some(PresentCopy { shipped, tail: Some(tail), tail_revision: Some(revision), is_inherited: true })
         }))
     }
 
     /// Adds frames. The copy changes only when all of them are stored.
-    async fn append(&self, copy: &mut Copy, frames: &VecDeque<Frame>) -> Result<(), String> {
+    async fn append(&self, copy: &mut PresentCopy, frames: &VecDeque<Frame>) -> Result<(), AppendError> {
         let new: Vec<u8> = frames.iter().flat_map(|frame| frame.bytes.iter().copied()).collect();
         if new.is_empty() && !copy.is_inherited {
             return Ok(());
@@ -357,7 +383,7 @@ impl Store {
         }
         if !fits && !new.is_empty() {
             for part in new.chunks(PART_BYTES) {
-                self.ready().await?;
+                self.has_room().await?;
                 revision = Some(self.put((id, half, parts), part, None).await?);
                 tail = part.to_vec();
                 parts += 1;
@@ -374,8 +400,14 @@ impl Store {
     }
 
     /// A part is begun only where the lease and the head have room beside it.
-    async fn ready(&self) -> Result<(), String> {
-        self.state_store.ready().await.map_err(|error| chain(&error))
+    async fn has_room(&self) -> Result<(), AppendError> {
+        let Err(error) = self.state_store.ready().await else { return Ok(()) };
+        let why = chain(&error);
+        // A state store that answers has no room, or must not be used for anything more.
+        match self.state_store.get(&head::key(), Instant::now() + STORE_TIMEOUT).await {
+            Ok(_) => Err(AppendError::NoRoom(why)),
+            Err(_) => Err(AppendError::Failed(why)),
+        }
     }
 
     /// Replaces a part, whatever an earlier holder of the lease has left there.
