@@ -12,7 +12,7 @@ use stage0_secret_file::check_secret_file;
 use super::{CommandKind, all, in_order, unknown};
 
 /// Variables that only tests of this repository read.
-const TEST_ONLY: [&str; 13] = [
+const TEST_ONLY: [&str; 14] = [
     "STAGE0_TEST_NATS_SERVER",
     "STAGE0_TEST_NATS_IMAGE",
     "STAGE0_TEST_NATS",
@@ -25,6 +25,7 @@ const TEST_ONLY: [&str; 13] = [
     "STAGE0_ALLOW_NO_POWERCUT",
     "STAGE0_SIM_SEED",
     "STAGE0_SIM_SEEDS",
+    "STAGE0_TAKEOVER_KEYS",
     "STAGE0_BIN",
 ];
 

@@ -368,10 +368,10 @@ fn filled(dir: &Path, keys: usize) -> (DurableStore, Position) {
     (durable, position)
 }
 
-/// `STAGE0_KEYS=100000` measures more.
+/// `STAGE0_TAKEOVER_KEYS=100000` measures more.
 #[tokio::test]
 async fn a_keystore_with_many_keys_is_taken_over_in_under_a_minute() {
-    let keys = std::env::var("STAGE0_KEYS").map_or(2_000, |keys| keys.parse().unwrap());
+    let keys = std::env::var("STAGE0_TAKEOVER_KEYS").map_or(2_000, |keys| keys.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let (durable, position) = filled(dir.path(), keys);
     let began = std::time::Instant::now();
