@@ -22,7 +22,7 @@ use crate::health::Health;
 use crate::lease::tenure::{Loss, Tenure};
 use crate::records::{self, MAX_REPLICA_LAG, RETRY_DELAY, went_back};
 use crate::shipping::Shipped;
-use crate::shipping::shipper::{Shipper, Step};
+use crate::shipping::shipper::Shipper;
 use crate::store::changes::Changes;
 use crate::store::disk;
 use crate::store::snapshot::{Digest, Position};
@@ -232,11 +232,14 @@ impl HeadWriter {
                     }
                     self.remark(None);
                     // A flood of changes must not keep a new copy from being shipped.
-                    if self.ships_copy() && stop.run_until_cancelled(self.ship_copy()).await.is_none() {
-                        break;
+                    if self.ships_copy() {
+                        if stop.run_until_cancelled(self.ship_copy()).await.is_none() {
+                            break;
+                        }
+                        self.name_copy().await;
                     }
                 }
-                () = self.do_next(), if !self.lister.is_done || self.ships_copy() => {}
+                () = self.do_next(), if !self.lister.is_done || self.ships_copy() => self.name_copy().await,
                 () = sleep(HEAD_CHECK_INTERVAL) => self.check().await,
             }
         }
@@ -272,22 +275,24 @@ impl HeadWriter {
 
     /// INVARIANT: the copy that the head names is not touched before the head names another one.
     async fn ship_copy(&mut self) {
-        let is_named = self.names_copy();
-        let step = match &mut self.shipper {
-            Some(shipper) if is_named => shipper.step().await,
-            Some(_) => Ok(Step::NewCopy),
-            None => return,
-        };
-        let error = match step {
-            Ok(Step::Idle | Step::Continues) => return,
-            Ok(Step::NewCopy) => self.store_newest().await.err(),
-            Err(error) => Some(error),
-        };
-        let failed = error.is_some();
-        self.remark(error.map(|error| format!("the journal is not shipped as a whole yet: {error}")));
-        if failed {
-            sleep(RETRY_DELAY).await;
+        if !self.names_copy() {
+            return;
         }
+        let Some(shipper) = &mut self.shipper else { return };
+        let Err(error) = shipper.step().await else { return };
+        let is_reported = shipper.fault().is_some();
+        self.remark((!is_reported).then(|| format!("the journal is not shipped as a whole yet: {error}")));
+        sleep(RETRY_DELAY).await;
+    }
+
+    /// Lets the head name a copy that was begun and is whole now. Not to be dropped: it writes lists too.
+    async fn name_copy(&mut self) {
+        if self.names_copy() {
+            return;
+        }
+        let Err(error) = self.store_newest().await else { return self.remark(None) };
+        self.remark(Some(format!("the state store does not have the newest copy: {error}")));
+        sleep(RETRY_DELAY).await;
     }
 
     /// Reports what went wrong, or else what goes wrong all the time.

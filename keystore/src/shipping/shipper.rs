@@ -148,7 +148,7 @@ impl Shipper {
     pub(crate) async fn begin(&mut self) -> Result<Position, String> {
         let mut failures = 0;
         let mut newest = self.ship().await?;
-        while self.has_gap {
+        while self.has_gap && (self.next.is_some() || self.needs_copy()) {
             match self.step().await {
                 Ok(Step::NewCopy) => newest = self.ship().await?,
                 Ok(Step::Continues | Step::Idle) => {}
@@ -239,7 +239,7 @@ impl Shipper {
         self.has_gap || self.copy.as_ref().is_none_or(|copy| has_outgrown(&copy.shipped))
     }
 
-    /// Does a part of the work. May be dropped at any moment, and is called again.
+    /// Does a part of the work, while the head names the present copy. May be dropped at any moment, and is called again.
     pub(crate) async fn step(&mut self) -> Result<Step, String> {
         if self.next.is_none() && self.needs_copy() {
             self.begin_copy()?;
@@ -273,7 +273,6 @@ impl Shipper {
     }
 
     fn begin_copy(&mut self) -> Result<(), String> {
-        self.fault = None;
         let named = self.copy.as_ref().map(|copy| copy.shipped.half).or(self.named);
         let half = named.map_or(Half::A, Half::other);
         // What is left there is overwritten.
