@@ -334,7 +334,8 @@ async fn a_machine_that_is_lost_in_a_flood_of_changes_takes_no_acknowledged_one_
         let (backplane, cut) = Flaky::on(&bus);
         let config = KeystoreConfig { lease: Some(TIMES), ..config(&next) };
         running = Running::start_on(config, backplane, operator).await.unwrap();
-        for key in acknowledged.lock().unwrap().iter() {
+        let keys = acknowledged.lock().unwrap().clone();
+        for key in keys {
             assert!(running.is_active(&key.id).await, "turn {turn}: {} was acknowledged", key.id);
         }
         (dir, away) = (next, cut);
