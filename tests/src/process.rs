@@ -1,7 +1,7 @@
 //! One process of the product: started, heard, signalled, ended.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -55,7 +55,11 @@ pub fn binary() -> PathBuf {
 
 /// The binary under test, without this machine's settings for it.
 pub fn command() -> Command {
-    let mut command = Command::new(binary());
+    command_of(&binary())
+}
+
+fn command_of(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STAGE0_")) {
         command.env_remove(name);
     }
@@ -75,7 +79,16 @@ impl Process {
 
     /// As above, with these variables beside those of this machine.
     pub fn start_in(arguments: &[String], memory: Option<u64>, environment: &[(String, String)]) -> Self {
-        let mut command = command();
+        Self::spawn(&binary(), arguments, memory, environment)
+    }
+
+    /// As [`Process::start`], of another binary, such as the last release's.
+    pub fn start_of(program: &Path, arguments: &[String]) -> Self {
+        Self::spawn(program, arguments, None, &[])
+    }
+
+    fn spawn(program: &Path, arguments: &[String], memory: Option<u64>, environment: &[(String, String)]) -> Self {
+        let mut command = command_of(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().expect("stage0 starts");

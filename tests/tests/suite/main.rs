@@ -67,6 +67,7 @@ mod stops;
 mod storm;
 mod tampering;
 mod units;
+mod upgrade;
 mod versions;
 mod waiting;
 mod webhooks;

@@ -10,6 +10,8 @@ use stage0_tests::Process;
 pub(crate) struct Deployment {
     dir: tempfile::TempDir,
     pub(crate) nats: NatsServer,
+    /// What commands and processes that are started from now on run.
+    pub(crate) program: PathBuf,
 }
 
 impl Deployment {
@@ -27,26 +29,41 @@ impl Deployment {
 
     /// Before the administrator has made the streams.
     pub(crate) async fn without_streams(max_file: &str) -> Self {
+        Self::made_by(&stage0_tests::binary(), max_file).await
+    }
+
+    /// As above, all of it by this binary.
+    pub(crate) async fn made_by(program: &Path, max_file: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut init = Process::start(&["stack", "init", "--dir", dir.path().to_str().unwrap()].map(str::to_owned));
-        assert!(init.ended().success(), "{}", init.said());
+        init(program, dir.path());
         let settings = settings(&dir.path().join("nats")).replace("20GB", max_file);
         let nats = NatsServer::start_with(&settings).await;
-        Self { dir, nats }
+        Self { dir, nats, program: program.to_owned() }
+    }
+
+    /// `stage0 stack init` again, and the server reads its configuration again.
+    pub(crate) async fn init_again(&mut self) {
+        init(&self.program, self.dir.path());
+        self.nats.reload_with(&settings(&self.dir.path().join("nats"))).await;
+    }
+
+    /// `stage0 …`: its exit code, and what it said.
+    pub(crate) fn command(&self, arguments: &[String]) -> (Option<i32>, String) {
+        let mut command = Process::start_of(&self.program, arguments);
+        let code = command.ended().code();
+        (code, command.said())
     }
 
     /// `stage0 nats-admin …`: its exit code, and what it said.
     pub(crate) fn admin(&self, command: &str) -> (Option<i32>, String) {
-        let mut admin = Process::start(&self.arguments(&["nats-admin", command], "admin", &[]));
-        let code = admin.ended().code();
-        (code, admin.said())
+        self.command(&self.arguments(&["nats-admin", command], "admin", &[]))
     }
 
     pub(crate) fn file(&self, role: &str, name: &str) -> String {
         self.path(role).join(name).to_str().unwrap().to_owned()
     }
 
-    fn path(&self, role: &str) -> PathBuf {
+    pub(crate) fn path(&self, role: &str) -> PathBuf {
         self.dir.path().join(role)
     }
 
@@ -88,7 +105,14 @@ impl Deployment {
     }
 
     pub(crate) fn role(&self, role: &str) -> Process {
-        Process::start(&self.arguments(&[role], role, &[]))
+        self.role_with(role, &[])
+    }
+
+    /// As above, with further arguments.
+    pub(crate) fn role_with(&self, role: &str, with: &[&str]) -> Process {
+        let with = with.iter().map(|&argument| argument.to_owned());
+        let arguments: Vec<String> = self.arguments(&[role], role, &[]).into_iter().chain(with).collect();
+        Process::start_of(&self.program, &arguments)
     }
 
     /// Starts the keystore with something else than its own; it must end with this code and this reason, in one line of
@@ -100,6 +124,11 @@ impl Deployment {
         let errors = keystore.said().lines().filter(|line| line.contains(r#""level":"ERROR""#)).count();
         assert_eq!(errors, usize::from(code == 1), "{}", keystore.said());
     }
+}
+
+fn init(program: &Path, dir: &Path) {
+    let mut init = Process::start_of(program, &["stack", "init", "--dir", dir.to_str().unwrap()].map(str::to_owned));
+    assert!(init.ended().success(), "{}", init.said());
 }
 
 /// The server's settings, except those that the test harness sets itself.

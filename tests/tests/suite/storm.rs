@@ -17,19 +17,46 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An account, its key, and the endpoint that hears of it.
 #[derive(Clone)]
-struct Tenant {
-    api: Api,
+pub(crate) struct Tenant {
+    pub(crate) api: Api,
     path: &'static str,
     secret: String,
+}
+
+impl Tenant {
+    /// A new account, whose events go to this path.
+    pub(crate) async fn new(operator: &Api, receiver: &Receiver, path: &'static str) -> Self {
+        let (_, key, _) = operator.account(path, None, &account_scopes()).await;
+        let api = operator.with_key(&key);
+        let (_, secret) = api.webhook(&receiver.url(path)).await;
+        Self { api, path, secret }
+    }
+
+    /// Every answer (id and verdict) is in the log as it was given, the log is whole, and all of it was delivered.
+    pub(crate) async fn assert_kept(&self, receiver: &Receiver, answers: &BTreeMap<String, String>) {
+        let api = &self.api;
+        let records = api.decisions("limit=1000").await;
+        let recorded: BTreeMap<String, String> = records.iter().map(id_and_verdict).collect();
+        assert_eq!(recorded.len(), records.len(), "a decision was recorded twice");
+        let lost: Vec<_> = answers.iter().filter(|(id, verdict)| recorded.get(*id) != Some(verdict)).collect();
+        assert!(lost.is_empty(), "{} of {} answers are not in the log: {lost:?}", lost.len(), answers.len());
+        for id in answers.keys().step_by(50) {
+            api.get(&format!("/v1/decisions/{id}")).await.expect(200);
+        }
+        assert_delivered(receiver, self, &recorded).await;
+        wait_for("a checkpoint over all", RECOVERY_TIMEOUT, async || api.verify().await["unsealed"] == 0).await;
+        let report = api.verify().await;
+        assert_eq!(report["ok"], true, "{report:#}");
+        assert_eq!(report["records"], recorded.len());
+        let (answered, recorded) = (answers.len(), recorded.len());
+        eprintln!("{}: {answered} answered, {recorded} recorded, {} writers", self.path, report["writers"]);
+    }
 }
 
 async fn tenants(stack: &Stack, receiver: &Receiver) -> Vec<Tenant> {
     let mut tenants = Vec::new();
     for path in ["/one", "/two"] {
-        let (_, key, _) = stack.operator.account(path, None, &account_scopes()).await;
-        let api = stack.api.with_key(&key);
-        let (_, secret) = api.webhook(&receiver.url(path)).await;
-        tenants.push(Tenant { api, path, secret });
+        tenants.push(Tenant::new(&stack.operator, receiver, path).await);
     }
     tenants
 }
@@ -141,25 +168,11 @@ fn some(most: usize) -> usize {
     usize::try_from(random % most as u64).unwrap()
 }
 
-/// Every answer is in the log as it was given, the log is whole, and all of it was delivered.
 async fn assert_kept(stack: &Stack, receiver: &Receiver, tenants: &[Tenant], load: &Load) {
     for (tenant, answers) in tenants.iter().zip(&load.answers) {
-        let (api, answers) = (tenant.api.at(&stack.urls[0]), answers.lock().unwrap().clone());
-        let records = api.decisions("limit=1000").await;
-        let recorded: BTreeMap<String, String> = records.iter().map(id_and_verdict).collect();
-        assert_eq!(recorded.len(), records.len(), "a decision was recorded twice");
-        let lost: Vec<_> = answers.iter().filter(|(id, verdict)| recorded.get(*id) != Some(verdict)).collect();
-        assert!(lost.is_empty(), "{} of {} answers are not in the log: {lost:?}", lost.len(), answers.len());
-        for id in answers.keys().step_by(50) {
-            api.get(&format!("/v1/decisions/{id}")).await.expect(200);
-        }
-        assert_delivered(receiver, tenant, &recorded).await;
-        wait_for("a checkpoint over all", RECOVERY_TIMEOUT, async || api.verify().await["unsealed"] == 0).await;
-        let report = api.verify().await;
-        assert_eq!(report["ok"], true, "{report:#}");
-        assert_eq!(report["records"], recorded.len());
-        let (answered, recorded) = (answers.len(), recorded.len());
-        eprintln!("{}: {answered} answered, {recorded} recorded, {} writers", tenant.path, report["writers"]);
+        let tenant = Tenant { api: tenant.api.at(&stack.urls[0]), ..tenant.clone() };
+        let answers = answers.lock().unwrap().clone();
+        tenant.assert_kept(receiver, &answers).await;
     }
 }
 

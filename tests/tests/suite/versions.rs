@@ -11,12 +11,12 @@ use stage0_tests::{Process, Stack};
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn release(protocol_version: u32, version: &str) -> Release {
+pub(crate) fn release(protocol_version: u32, version: &str) -> Release {
     Release { protocol_version, version: version.to_owned() }
 }
 
 /// As if a process of this release had run as the role.
-async fn has_run(nats: &NatsServer, role: Role, release: &Release) {
+pub(crate) async fn has_run(nats: &NatsServer, role: Role, release: &Release) {
     let connection = Connection::open(&nats.config(role.as_str())).await.unwrap();
     connection.prepare(role, 1).await.unwrap();
     connection.admit(role, release).await.unwrap();
