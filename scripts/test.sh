@@ -6,6 +6,7 @@
 #   scripts/test.sh             everything
 #   scripts/test.sh quick       tests only, without containers
 #   scripts/test.sh containers  tests with containers only; needs a Docker engine, or root and apt-get to install one
+# Not in here: scripts/upgrade.sh, which needs the last release.
 # Long forms: STAGE0_CRASH_ROUNDS=50 STAGE0_FUZZ_SECONDS=300 STAGE0_TAKEOVER_KEYS=100000 scripts/test.sh quick
 set -euo pipefail
 cd "$(dirname "$0")/.."

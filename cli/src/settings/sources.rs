@@ -27,6 +27,7 @@ const TEST_ONLY: [&str; 14] = [
     "STAGE0_SIM_SEEDS",
     "STAGE0_TAKEOVER_KEYS",
     "STAGE0_BIN",
+    "STAGE0_LAST_RELEASE",
 ];
 
 const PREFIX: &str = "STAGE0_";

@@ -131,20 +131,21 @@ async fn a_rolling_restart_with_new_certificates_and_message_keys_under_load_fai
     let load = load(&fleet, &receiver).await;
 
     load.during("certificates");
-    let url = fleet.urls.read().unwrap()[0].clone();
-    let address = url.replace("https://localhost", "127.0.0.1");
-    let before = Raw::connect(&address, &fleet.ca()).await.certificate();
-    let kept = Api::new(&url, &fleet.ca(), None);
+    let urls = fleet.urls.read().unwrap().clone();
+    let mut before = Vec::new();
+    for url in &urls {
+        before.push(shown(url, &fleet).await);
+    }
+    let kept = Api::new(&urls[0], &fleet.ca(), None);
     kept.get("/healthz").await.expect(200);
-    for (service, name) in [("nats", "server"), ("gateway", "server")].into_iter().chain(UPGRADE.map(certificate)) {
+    for (service, name) in [("nats", "server"), ("gateway", "server")].into_iter().chain(UPGRADE.map(client)) {
         let file = File::options().append(true).open(fleet.deployment.path(service).join(format!("{name}.pem")));
         file.unwrap().set_modified(SystemTime::now() - OLD_CERTIFICATE).unwrap();
     }
     fleet.deployment.init_again().await;
-    for gateway in fleet.gateways() {
-        gateway.wait_for_log("certificate reloaded", "cert");
+    for (url, before) in urls.iter().zip(before) {
+        wait_for("the new certificate", WAIT_TIMEOUT, async || shown(url, &fleet).await != before).await;
     }
-    assert_ne!(Raw::connect(&address, &fleet.ca()).await.certificate(), before);
     kept.get("/healthz").await.expect(200);
 
     // Each process reads its new client certificate, and connects to a server that has a new one too.
@@ -186,6 +187,12 @@ async fn a_rolling_restart_with_new_certificates_and_message_keys_under_load_fai
     .await;
 }
 
-fn certificate(role: Role) -> (&'static str, &'static str) {
+/// The certificate that a new connection gets.
+async fn shown(url: &str, fleet: &Fleet) -> Vec<u8> {
+    Raw::connect(&url.replace("https://localhost", "127.0.0.1"), &fleet.ca()).await.certificate()
+}
+
+/// Where the client certificate of a role is.
+fn client(role: Role) -> (&'static str, &'static str) {
     (role.as_str(), "nats")
 }

@@ -43,7 +43,7 @@ impl Fleet {
     /// Everything of this binary.
     pub(super) async fn start(program: &Path, evaluators: usize) -> Self {
         let mut deployment = Deployment::made_by(program, "20GB").await;
-        // From now on its ports stand in its file, so that it can be told to read it again.
+        // From now on its ports stand in its file, so that it can read it again.
         deployment.nats.restart().await;
         let (code, said) = deployment.admin("init");
         assert_eq!(code, Some(0), "{said}");
@@ -51,8 +51,8 @@ impl Fleet {
         let mut fleet =
             Self { deployment, keystore, evaluators: Vec::new(), exporters: Vec::new(), gateways: Vec::new(), urls };
         fleet.evaluators.extend((0..evaluators).map(|_| fleet.deployment.role("evaluator")));
-        fleet.exporters.extend((0..PAIR).map(|_| fleet.begin_exporter()));
-        fleet.gateways.extend((0..PAIR).map(|_| fleet.begin_gateway()));
+        fleet.exporters.extend((0..PAIR).map(|_| exporter(&fleet.deployment)));
+        fleet.gateways.extend((0..PAIR).map(|_| gateway(&fleet.deployment)));
         serves(fleet.keystore.as_ref().unwrap());
         fleet.evaluators.iter().for_each(decides);
         fleet.exporters.iter().for_each(delivers);
@@ -80,22 +80,6 @@ impl Fleet {
     /// Every process that runs, of any role.
     pub(super) fn processes(&self) -> impl Iterator<Item = &Process> {
         self.keystore.iter().chain(&self.evaluators).chain(&self.exporters).chain(&self.gateways)
-    }
-
-    pub(super) fn gateways(&self) -> &[Process] {
-        &self.gateways
-    }
-
-    fn begin_exporter(&self) -> Process {
-        let own = ["--checkpoint-seconds", "1", "--dangerous-allow-private-webhooks"];
-        self.deployment.role_with("audit-export", &own)
-    }
-
-    /// With a patient budget: on a busy machine a check may wait long for its turn, and a 503 would say nothing of the
-    /// product. How long checks took is in the load's report.
-    fn begin_gateway(&self) -> Process {
-        let own = ["--dangerous-allow-private-webhooks", "--failed-logins-per-minute", "1000000"];
-        self.deployment.role_with("gateway", &[&own[..], &["--request-budget-ms", "10000"]].concat())
     }
 
     /// Waits until a gateway can decide and record: its URL.
@@ -137,7 +121,7 @@ impl Fleet {
             Role::AuditExport => {
                 for index in 0..PAIR {
                     stop(&mut self.exporters[index]);
-                    self.exporters[index] = self.begin_exporter();
+                    self.exporters[index] = exporter(&self.deployment);
                     delivers(&self.exporters[index]);
                     load.more(SIDE_BY_SIDE).await;
                 }
@@ -145,7 +129,7 @@ impl Fleet {
             Role::Gateway => {
                 for index in 0..PAIR {
                     stop(&mut self.gateways[index]);
-                    self.gateways[index] = self.begin_gateway();
+                    self.gateways[index] = gateway(&self.deployment);
                     let url = self.is_ready(&self.gateways[index]).await;
                     self.urls.write().unwrap()[index] = url;
                     load.more(SIDE_BY_SIDE).await;
@@ -171,6 +155,18 @@ impl Fleet {
         };
         running.map(named).collect()
     }
+}
+
+fn exporter(deployment: &Deployment) -> Process {
+    deployment.role_with("audit-export", &["--checkpoint-seconds", "1", "--dangerous-allow-private-webhooks"])
+}
+
+/// With a patient budget: on a busy machine a check may wait long for its turn, and a 503 would say nothing of the
+/// product. How long checks took is in the load's report.
+fn gateway(deployment: &Deployment) -> Process {
+    let budget = ["--request-budget-ms", "10000"];
+    let own = ["--dangerous-allow-private-webhooks", "--failed-logins-per-minute", "1000000"];
+    deployment.role_with("gateway", &[own.as_slice(), &budget].concat())
 }
 
 fn decides(evaluator: &Process) {

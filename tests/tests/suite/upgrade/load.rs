@@ -25,9 +25,9 @@ const ATTEMPTS: usize = 3;
 /// Of what only the keystore can do: it is away for as long as it takes to start.
 const MANAGEMENT_ATTEMPTS: usize = 30;
 /// As agents think between two actions.
-const PAUSE: Duration = Duration::from_millis(40);
+const CHECK_INTERVAL: Duration = Duration::from_millis(60);
 /// A revoked key is refused within a second; the machine may be slow.
-const REVOKED_WITHIN: Duration = Duration::from_secs(5);
+const REVOCATION_TIMEOUT: Duration = Duration::from_secs(5);
 const RUN_LIMIT: usize = 6;
 /// Why an attempt of a check may be no decision while processes are replaced. The next one is.
 const EXPLAINED: [(&str, &str); 3] = [
@@ -300,7 +300,7 @@ impl Caller {
             let id = answer["request_id"].as_str().unwrap().to_owned();
             self.shared.came.lock().unwrap().answers.insert(id, verdict.to_owned());
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 
     async fn manage(&mut self, method: Method, path: &str, body: &Value) -> Answer {
@@ -378,7 +378,7 @@ impl Caller {
                 let why = why.find_map(Value::as_str).unwrap_or("no reason");
                 self.shared.refused("approval", why);
             }
-            tokio::time::sleep(5 * PAUSE).await;
+            tokio::time::sleep(3 * CHECK_INTERVAL).await;
         }
         None
     }
@@ -397,7 +397,7 @@ impl Caller {
             self.manage(Method::DELETE, &path, &Value::Null).await.expect(204);
             self.until_refused(&user.api).await;
             self.shared.came.lock().unwrap().revoked.push(key);
-            tokio::time::sleep(5 * PAUSE).await;
+            tokio::time::sleep(3 * CHECK_INTERVAL).await;
         }
     }
 
@@ -411,7 +411,7 @@ impl Caller {
                 match answer.status {
                     401 => break,
                     503 => self.shared.refused("revoked key", &answer.text),
-                    _ => assert!(revoked.elapsed() < REVOKED_WITHIN, "{}", answer.text),
+                    _ => assert!(revoked.elapsed() < REVOCATION_TIMEOUT, "{}", answer.text),
                 }
             }
         }
