@@ -37,7 +37,6 @@ fn last_release() -> PathBuf {
 async fn load(fleet: &Fleet, receiver: &Receiver) -> Load {
     let load = Load::start(&fleet.operator(), fleet.ca(), &fleet.urls, receiver).await;
     load.during("before");
-    load.a_round().await;
     load
 }
 
@@ -48,6 +47,8 @@ async fn roll(fleet: &mut Fleet, program: &Path, roles: [Role; 4], keystore: Key
     for role in roles {
         load.during(&format!("{role} by {name}"));
         fleet.replace(role, keystore, load).await;
+        let (_, said) = fleet.status();
+        assert!(!said.contains("must not run side by side"), "{said}");
     }
 }
 
@@ -59,6 +60,7 @@ async fn an_upgrade_from_the_last_release_and_the_way_back_fail_no_check() {
     let mut fleet = Fleet::start(&last, 3).await;
     let old = fleet.protocols().await;
     let load = load(&fleet, &receiver).await;
+    load.a_round().await;
 
     // 2: the server's configuration and its streams, where the new release wants other ones.
     this.clone_into(&mut fleet.deployment.program);

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::storm::Tenant;
 
-const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(90);
 /// As docs/clients.md wants it.
 const ATTEMPTS: usize = 3;
 /// Of what only the keystore can do: it is away for as long as it takes to start.
@@ -148,10 +148,12 @@ impl Load {
     }
 
     async fn wait_for(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        wait_for(what, WAIT_TIMEOUT, async || {
-            if self.callers.iter().any(JoinHandle::is_finished) {
+        let began = Instant::now();
+        wait_for(what, 2 * WAIT_TIMEOUT, async || {
+            let is_wrong = self.callers.iter().any(JoinHandle::is_finished);
+            if is_wrong || began.elapsed() > WAIT_TIMEOUT {
                 self.shared.came.lock().unwrap().report();
-                panic!("a caller got a wrong answer");
+                panic!("no {what}; a caller got a wrong answer: {is_wrong}");
             }
             condition()
         })
@@ -304,8 +306,15 @@ impl Caller {
     }
 
     async fn manage(&mut self, method: Method, path: &str, body: &Value) -> Answer {
-        let answer = self.send("management", MANAGEMENT_ATTEMPTS, (method, path, body)).await;
-        answer.expect("the keystore is back")
+        loop {
+            let answer = self.send("management", MANAGEMENT_ATTEMPTS, (method.clone(), path, body)).await;
+            let answer = answer.expect("the keystore is back");
+            // An answer was lost, and what it made may be there: nothing here minds, and asks under another key.
+            if answer.status != 409 || !answer.text.contains("`Idempotency-Key` ended without an answer") {
+                return answer;
+            }
+            self.shared.refused("management", "409 whether it was done is not known");
+        }
     }
 
     async fn checks(mut self) {
