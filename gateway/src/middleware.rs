@@ -69,9 +69,10 @@ pub(crate) async fn handle(
         next.call(request).await?.map_into_boxed_body()
     };
     let mut response = release(refusal_with_id(response, id), id).await;
-    if body::is_unread(response.request()) {
-        // The server discards the rest of the body for a moment, so that a client that is still writing can read its
-        // answer.
+    // Of a body that is not read, the server discards the rest for a moment, so that a client that is still writing can
+    // read its answer. A client of a gateway that stops has to send its next request on another connection.
+    let is_stopping = app_state(&response).is_some_and(|state| state.stopping.is_cancelled());
+    if is_stopping || body::is_unread(response.request()) {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
     if let Some(guard) = &mut guard

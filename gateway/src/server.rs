@@ -52,6 +52,10 @@ use crate::throttle::{Connections, CountedStream};
 use crate::tls::{Certificate, TlsError, server_config};
 
 const DRAIN_TIMEOUT_SECONDS: u64 = 10;
+/// How long idle connections stay open when the gateway stops: a request that is on its way on one of them would be
+/// dropped without an answer. Meanwhile each answer says that its connection ends. The server looks every second
+/// whether all have ended.
+const IDLE_CLOSE_DELAY: Duration = Duration::from_millis(900);
 /// For discarding the rest of a body that nothing reads.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(3);
 /// For chunked bodies, to which actix does not apply that timeout. It is longer: where both apply, the server closes
@@ -167,6 +171,7 @@ impl Gateway {
         let writer = tokio::spawn(writer.run(drained.clone()));
         let reading = self.reading.clone();
         let state = AppState::new(self.config.clone(), first, reading, self.key_cache, self.read_pool, recorder);
+        let state = AppState { stopping: background.clone(), ..state };
         let flushing = tokio::spawn({
             let (state, drained) = (state.clone(), drained.clone());
             async move { state.quotas.run(state.state_store(), drained).await }
@@ -304,10 +309,12 @@ fn https(
     };
     let draining = draining.clone();
     let http = HttpService::build()
-        // Idle connections close at once when the gateway drains.
         .graceful_shutdown_signal(move || {
             let draining = draining.clone();
-            async move { draining.notified().await }
+            async move {
+                draining.notified().await;
+                tokio::time::sleep(IDLE_CLOSE_DELAY).await;
+            }
         })
         .client_request_timeout(config.header_timeout)
         .keep_alive(config.keep_alive)

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use moka::future::Cache;
 use stage0_backplane::{Backplane, Requests, StateStore};
 use stage0_contract::{Actor, Holder, KeyIdentity, PublicKeys, Scope, Scopes};
+use tokio_util::sync::CancellationToken;
 
 use crate::address::ClientNet;
 use crate::approval_waits::ApprovalWaits;
@@ -56,6 +57,8 @@ pub(crate) struct AppState {
     pub(crate) read_pool: Arc<ReadPool>,
     /// The connection of long reads, so that an answer to a check does not wait behind a megabyte of log.
     pub(crate) reading: Backplane,
+    /// Cancelled once the gateway stops.
+    pub(crate) stopping: CancellationToken,
 }
 
 impl AppState {
@@ -71,6 +74,7 @@ impl AppState {
         let address_limit = config.requests_per_second_per_address;
         let memory = config.max_bytes_in_flight.saturating_mul(REQUEST_MEMORY_FACTOR);
         Self {
+            stopping: CancellationToken::new(),
             key_cache,
             key_uses: Arc::default(),
             failed_logins: Arc::new(FailedLogins::new(config.failed_logins_per_minute)),

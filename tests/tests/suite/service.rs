@@ -171,6 +171,30 @@ async fn requests_in_flight_at_shutdown_are_answered() {
 }
 
 #[tokio::test]
+async fn a_request_that_arrives_as_the_gateway_stops_is_answered_and_its_connection_ends() {
+    const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let stack = Stack::build().dev().await;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        let mut raw = Raw::connect(&stack.address(), &stack.ca()).await;
+        raw.send(REQUEST).await;
+        let answer = raw.until(r#"{"status":"ok"}"#).await.to_lowercase();
+        assert!(answer.contains("200 ok") && !answer.contains("connection: close"), "{answer}");
+        idle.push(raw);
+    }
+    let dev = stack.dev.as_ref().unwrap();
+    dev.signal(rustix::process::Signal::TERM);
+    dev.wait_for("the stop", |line| line.contains("stopping").then_some(()));
+    for raw in &mut idle {
+        raw.send(REQUEST).await;
+    }
+    for raw in &mut idle {
+        let answer = raw.rest().await.to_lowercase();
+        assert!(answer.contains("200 ok") && answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_new_certificate_is_served_without_a_restart() {
     let stack = Stack::build().dev().await;
     let tls = stack.data().join("tls");
