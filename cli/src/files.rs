@@ -1,11 +1,12 @@
 //! Writes private files atomically: mode 0600, and complete or not there.
 //!
 //! INVARIANT: a reader sees the old content or the new one, even after a crash at any point: a temporary file is
-//! written, synced and renamed, and then the directory is synced.
+//! written, synced and renamed, and then the directory is synced. A file keeps its owner when root replaces it, so that
+//! the role can read it at every moment.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -30,6 +31,12 @@ fn write_and_rename(path: &Path, text: &str) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
     file.write_all(text.as_bytes())?;
+    // Only root may give a file away.
+    if let Ok(replaced) = fs::metadata(path)
+        && file.metadata()?.uid() == 0
+    {
+        fchown(&file, Some(replaced.uid()), Some(replaced.gid()))?;
+    }
     file.sync_all()?;
     fs::rename(temporary, path)?;
     sync_parent(path)

@@ -2,10 +2,10 @@
 //!
 //! The keys themselves and the order of a rotation belong to the backplane. A file that everybody can read is refused.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use stage0_backplane::nats::{KeySet, MessageAuth, MessageKeys, Requirement, Rotation};
@@ -63,9 +63,11 @@ pub(crate) async fn watch(path: PathBuf, auth: Arc<MessageAuth>) {
     }
 }
 
-fn changed_at(path: &Path) -> Option<(SystemTime, u64)> {
+/// Not when it was modified: an administrator writes a file, and gives it to the role's user a moment later. Only the
+/// time of change tells the second.
+fn changed_at(path: &Path) -> Option<(i64, i64, u64)> {
     let found = path.metadata().ok()?;
-    Some((found.modified().ok()?, found.len()))
+    Some((found.ctime(), found.ctime_nsec(), found.len()))
 }
 
 pub(crate) fn file_name(role: Role) -> String {

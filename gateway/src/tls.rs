@@ -3,9 +3,10 @@
 //! A certificate that cannot be used is an error at start; later it is logged and the old one stays in use.
 
 use std::error::Error;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
@@ -57,7 +58,8 @@ pub struct Certificate {
     current: RwLock<Arc<CertifiedKey>>,
 }
 
-type Stamps = [Option<(SystemTime, u64)>; 2];
+/// Of each file: when it was changed, in seconds and nanoseconds, and its length.
+type Stamps = [Option<(i64, i64, u64)>; 2];
 
 impl Certificate {
     /// Reads the files at start.
@@ -144,6 +146,8 @@ fn stamps(files: &TlsFiles) -> Stamps {
     // Follows symbolic links, because orchestrators replace mounted secrets by changing a link.
     [&files.cert, &files.key].map(|path| {
         let data = std::fs::metadata(path).ok()?;
-        Some((data.modified().ok()?, data.len()))
+        // Not `modified`: an administrator writes a file, and gives it to the gateway's user a moment later. Only the
+        // time of change tells the second.
+        Some((data.ctime(), data.ctime_nsec(), data.len()))
     })
 }

@@ -65,6 +65,9 @@ pub(super) fn init(dir: &Path, hosts: &[String], nats_nodes: u16) -> anyhow::Res
     init_admin(dir, &authority_dir, &nats, &mut passwords)?;
     init_nats(dir, &nats, nats_nodes, &passwords)?;
     let server = |name, hosts| Leaf { name, hosts, client: false };
+    // Without `--host` the names stay, so that a renewal takes none away.
+    let last = Authority::last_hosts(&tls_files(&dir.join("gateway"), "server"))?;
+    let hosts = if hosts.is_empty() { last.as_slice() } else { hosts };
     let mut names = GATEWAY_HOSTS.to_vec();
     names.extend(hosts.iter().map(String::as_str).filter(|host| !GATEWAY_HOSTS.contains(host)));
     issue(&authority, &dir.join("gateway"), "server", &server("gateway", &names))?;
@@ -123,8 +126,12 @@ fn write_ca(folder: &Path, name: &str, authority: &Authority) -> anyhow::Result<
 }
 
 fn issue(authority: &Authority, folder: &Path, name: &str, leaf: &Leaf<'_>) -> anyhow::Result<()> {
-    let files = TlsFiles { cert: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) };
+    let files = tls_files(folder, name);
     authority.issue(leaf, &files).with_context(|| format!("cannot issue the certificate of {}", leaf.name))
+}
+
+fn tls_files(folder: &Path, name: &str) -> TlsFiles {
+    TlsFiles { cert: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) }
 }
 
 fn server_file(node: &str, nodes: &[String]) -> NatsServerConf {
@@ -179,6 +186,9 @@ mod tests {
         let changed = texts(dir.path()).into_iter().filter(|file| !first.contains(file)).map(|(path, _)| path);
         let changed: Vec<_> = changed.map(|path| path.strip_prefix(dir.path()).unwrap().to_owned()).collect();
         assert_eq!(changed, ["gateway/server.issued", "gateway/server.key", "gateway/server.pem"].map(PathBuf::from));
+        let with_host = texts(dir.path());
+        init(dir.path(), &[], 1).unwrap();
+        assert_eq!(texts(dir.path()), with_host, "its name stays");
         assert!(init(dir.path(), &["a b".to_owned()], 1).is_err());
     }
 

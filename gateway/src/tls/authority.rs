@@ -101,6 +101,14 @@ impl Authority {
         &self.cert
     }
 
+    /// The hosts of the certificate that was last issued to these files; none if there was none.
+    pub fn last_hosts(files: &TlsFiles) -> Result<Vec<String>, AuthorityError> {
+        let note = read_optional(&files.cert.with_extension("issued"))?.unwrap_or_default();
+        let hosts =
+            note.split_once("hosts: [").and_then(|(_, rest)| rest.split_once(']')).map_or("", |(hosts, _)| hosts);
+        Ok(hosts.split(", ").map(|host| host.trim_matches('"').to_owned()).filter(|host| !host.is_empty()).collect())
+    }
+
     /// Issues a certificate and its key (0600), unless a recent pair of this authority for the same leaf exists. Must
     /// not run concurrently for the same files.
     pub fn issue(&self, leaf: &Leaf<'_>, files: &TlsFiles) -> Result<(), AuthorityError> {
@@ -240,6 +248,7 @@ mod tests {
         assert_eq!(issued(dir.path(), &LEAF), first);
         let second = issued(dir.path(), &Leaf { hosts: &["localhost", "other"], ..LEAF });
         assert_ne!(second, first);
+        assert_eq!(Authority::last_hosts(&files(dir.path())).unwrap(), ["localhost", "other"]);
         fs::remove_file(dir.path().join("ca.key")).unwrap();
         assert!(Authority::open(dir.path(), "test").unwrap().is_new());
         // As if the process had ended right after it made the authority.
