@@ -23,6 +23,7 @@ mod freezer;
 #[expect(dead_code, reason = "the exporter's own tests use more of it")]
 mod http_request;
 mod limit;
+mod machine;
 mod moved_clock;
 pub mod openapi;
 mod process;
@@ -40,6 +41,7 @@ pub use browser::Browser;
 pub use containers::{Containers, docker, image, inspect};
 pub use dns::{Dns, Known};
 pub use freezer::Freezer;
+pub use machine::Machine;
 pub use moved_clock::MovedClock;
 pub use process::{Process, binary, command};
 pub use raw::{Dialer, Raw};

@@ -57,6 +57,7 @@ mod probes;
 mod recording;
 mod refusals;
 mod retention;
+mod runbooks;
 mod runs;
 mod secrets;
 mod service;
