@@ -151,16 +151,19 @@ receive() {
 }
 account=$(stage0 decisions list --key-file ci.key --json | grep -o 'acc_[a-z0-9]*' | head -n 1)
 stage0 webhooks create --endpoint https://localhost:9443/hook --account "$account" --out hook.secret
+stage0 keys create --account "$account" --name owner --scope webhooks:manage --out owner.key
+hooks() { stage0 webhooks "$@" --key-file owner.key; }
+endpoint=$(hooks list --json | grep -o 'we_[a-z0-9]*')
 "#;
 
 #[test]
 fn the_secret_of_a_webhook_is_rotated_and_the_receiver_knows_the_new_one_alone() {
     let machine = installed();
     machine.run(WITH_RECEIVER);
-    machine.run("receive; until stage0 webhooks test $(stage0 webhooks list --json | grep -o 'we_[a-z0-9]*'); do sleep 0.2; done");
+    machine.run("receive; until hooks test $endpoint; do sleep 0.2; done; unset endpoint");
     let mut book = Runbook::open("Rotate the secret of a webhook");
-    book.follow(1, &machine);
-    // Step 2.
+    book.follow(2, &machine);
+    // Step 3.
     machine.run("! cmp -s hook.secret hook-new.secret; mv hook-new.secret hook.secret");
     has(&book.finish(&machine), &["delivered  yes"]);
 }
@@ -263,7 +266,7 @@ fn a_lost_server_of_three_is_replaced_and_the_next_one_may_be_lost() {
     has(&book.finish(&new), &["\"ok\""]);
 
     drop(third);
-    let said = first.run("until probe; do sleep 0.2; done; stage0 decisions verify --key-file ci.key");
+    let said = first.run("until probe && stage0 decisions verify --key-file ci.key; do sleep 0.5; done");
     has(&said, &["OK: nothing is missing"]);
 }
 
@@ -316,8 +319,7 @@ stage0 policy new packs/acme
 stage0 policy publish packs/acme --account "$account"
 stage0 policy activate acme@0.1.0 --account "$account" --wait
 sed -i 's/^version = .*/version = "0.2.0"/' packs/acme/pack.toml
-sed -i 's/contains("offer_discount")/contains("reader")/' packs/acme/rules.cedar
-sed -i 's/"offer_discount"/"reader"/' packs/acme/cases.json
+sed -i 's/context.tools.contains("offer_discount")/& || context.tools.contains("reader")/' packs/acme/rules.cedar
 stage0 policy publish packs/acme --account "$account"
 stage0 policy activate acme@0.2.0 --account "$account" --wait
 unset account
@@ -341,9 +343,8 @@ fn what_a_receiver_missed_is_delivered_when_it_is_back() {
     let mut book = Runbook::open("Deliver to a receiver that was down");
     // Nothing listens: the first attempts fail.
     machine.run(
-        "endpoint=$(stage0 webhooks list --json | grep -o 'we_[a-z0-9]*')\n\
-         until stage0 webhooks deliveries $endpoint | grep waiting; do sleep 0.2; done\n\
-         stage0 webhooks disable $endpoint; probe; unset endpoint",
+        "until hooks deliveries $endpoint | grep waiting; do sleep 0.2; done\n\
+         hooks disable $endpoint; probe; unset endpoint",
     );
     has(&book.follow(1, &machine), &["disabled", "waiting"]);
     machine.run("receive; until grep 'receiver starts' receiver.log; do sleep 0.1; done");
