@@ -3,8 +3,8 @@
 //! It is this machine behind new namespaces (`unshare`): what a document may change is a layer in memory above this
 //! machine's files, the network is one of its own, and every process on it ends with the value. `systemctl` and
 //! `journalctl` are stand-ins that start what the unit files say, as the user whom they name, and start it again when
-//! it fails; what confines a unit has no effect. Needs root, `unshare`, `nsenter` and `ip`; without them a test fails and
-//! says so.
+//! it fails; what confines a unit has no effect. Needs root, `unshare`, `nsenter` and `ip`: without them a test fails,
+//! and says so.
 
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

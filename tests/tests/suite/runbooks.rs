@@ -280,7 +280,8 @@ fn with_small_disk(directory: &str, megabytes: u32) -> Machine {
 /// Fills the disk to its end.
 fn fill(directory: &str) -> String {
     format!(
-        "! dd if=/dev/zero of={directory}/of-others bs=4k 2> /dev/null; [ $(df --output=avail {directory} | tail -n 1) = 0 ]"
+        "! dd if=/dev/zero of={directory}/of-others bs=4k 2> /dev/null\n\
+         [ $(df --output=avail {directory} | tail -n 1) = 0 ]"
     )
 }
 
@@ -321,7 +322,7 @@ stage0 policy activate acme@0.1.0 --account "$account" --wait
 sed -i 's/^version = .*/version = "0.2.0"/' packs/acme/pack.toml
 sed -i 's/context.tools.contains("offer_discount")/& || context.tools.contains("reader")/' packs/acme/rules.cedar
 stage0 policy publish packs/acme --account "$account"
-stage0 policy activate acme@0.2.0 --account "$account" --wait
+stage0 policy activate acme@0.2.0 --account "$account" --wait --accept-flips 1 --reason "it was urgent"
 unset account
 "#;
 
