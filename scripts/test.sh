@@ -75,6 +75,8 @@ if ! nats_is_new "$tools/bin/nats-server"; then
 fi
 # The power-cut test of the keystore needs root and mkfs.ext4.
 if [ "$(id -u)" = 0 ] && ! command -v mkfs.ext4 >/dev/null; then install e2fsprogs || true; fi
+# The tests of the runbooks need root and machines of their own, which are made with `unshare` and `ip`.
+if [ "$(id -u)" = 0 ] && ! command -v ip >/dev/null; then install iproute2 || true; fi
 # The tests of the pages drive a browser; where there is none, they fail and say so.
 if STAGE0_BROWSER=$(scripts/browser.sh); then export STAGE0_BROWSER; else unset STAGE0_BROWSER; fi
 

@@ -214,6 +214,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_its_role_may_read_only_later_counts_as_changed_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gateway.keys");
+        std::fs::write(&path, "keys").unwrap();
+        let (first, begun) = (changed_at(&path), std::time::Instant::now());
+        // The clock of a file system moves every few milliseconds.
+        while changed_at(&path) == first {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+            assert!(begun.elapsed() < Duration::from_secs(10), "a change of the mode is not noticed");
+        }
+    }
+
+    #[test]
     fn a_file_of_another_role_or_one_that_everybody_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         create(dir.path(), Requirement::Always).unwrap();
