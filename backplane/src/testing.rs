@@ -27,6 +27,7 @@ use crate::nats::NatsConfig;
 pub use cluster::{NODES, NatsCluster, block as cluster_block, name as server_name, route_ports};
 use container::Container;
 pub use disk::{Disk, run};
+pub use process::Place;
 use process::Process;
 
 const WAY_VARIABLE: &str = "STAGE0_TEST_NATS";
@@ -74,7 +75,7 @@ impl NatsServer {
     /// A container gets copies of the files that the settings name by absolute path in double quotes.
     pub async fn start_with(settings: &str) -> Self {
         let runs = match find_binary().await {
-            Some(binary) => Runs::Process(Process::start(binary, None, settings).await),
+            Some(binary) => Runs::Process(Process::start(binary, Place::default(), settings).await),
             None => Runs::Container(Box::new(Container::start(settings).await)),
         };
         Self { runs }
@@ -83,7 +84,8 @@ impl NatsServer {
     /// Like [`Self::start_with`], with JetStream in this directory of the machine. None if only a container is
     /// available, which does not see the machine's directories: the caller reports that it tested nothing.
     pub async fn start_in(store: &Path, settings: &str) -> Option<Self> {
-        let process = Process::start(find_binary().await?, Some(store.to_owned()), settings).await;
+        let place = Place { store: Some(store.to_owned()), ..Place::default() };
+        let process = Process::start(find_binary().await?, place, settings).await;
         Some(Self { runs: Runs::Process(process) })
     }
 

@@ -20,6 +20,7 @@ mod browser;
 mod containers;
 mod dns;
 mod freezer;
+pub mod history;
 #[expect(dead_code, reason = "the exporter's own tests use more of it")]
 mod http_request;
 mod limit;

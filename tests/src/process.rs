@@ -1,6 +1,7 @@
 //! One process of the product: started, heard, signalled, ended.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -79,16 +80,27 @@ impl Process {
 
     /// As above, with these variables beside those of this machine.
     pub fn start_in(arguments: &[String], memory: Option<u64>, environment: &[(String, String)]) -> Self {
-        Self::spawn(&binary(), arguments, memory, environment)
+        Self::launch(command(), arguments, memory, environment)
     }
 
     /// As [`Process::start`], of another binary, such as the last release's.
     pub fn start_of(program: &Path, arguments: &[String]) -> Self {
-        Self::spawn(program, arguments, None, &[])
+        Self::launch(command_of(program), arguments, None, &[])
     }
 
-    fn spawn(program: &Path, arguments: &[String], memory: Option<u64>, environment: &[(String, String)]) -> Self {
-        let mut command = command_of(program);
+    /// With these variables, and in this group, by which a firewall knows its packets; that takes root.
+    pub fn start_in_group(arguments: &[String], environment: &[(String, String)], group: u32) -> Self {
+        let mut command = command();
+        command.gid(group);
+        Self::launch(command, arguments, None, environment)
+    }
+
+    fn launch(
+        mut command: Command,
+        arguments: &[String],
+        memory: Option<u64>,
+        environment: &[(String, String)],
+    ) -> Self {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().expect("stage0 starts");

@@ -150,6 +150,16 @@ impl Receiver {
         self.shared.seen.lock().unwrap().iter().filter(|delivery| delivery.path == path).cloned().collect()
     }
 
+    /// All requests so far that were not taken yet. Whoever takes them keeps what it needs of them.
+    pub fn take(&self) -> Vec<Delivery> {
+        std::mem::take(&mut self.shared.seen.lock().unwrap())
+    }
+
+    /// As before `always`.
+    pub fn usual(&self, path: &str) {
+        self.shared.always.lock().unwrap().remove(path);
+    }
+
     /// How many connections were accepted.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)

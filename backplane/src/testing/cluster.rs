@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::process::Process;
+use super::process::{Place, Process};
 use super::{SYNCED, find_binary};
 use crate::nats::NatsConfig;
 
@@ -25,6 +25,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// A test's three nats-servers. Servers are counted from 0 and called `n1` to `n3`.
 pub struct NatsCluster {
     nodes: Vec<Node>,
+    routes: Vec<u16>,
     http: reqwest::Client,
 }
 
@@ -46,15 +47,24 @@ impl NatsCluster {
     /// Servers with these settings of their own, of the server's number and the ports of all servers for routes. The
     /// addresses for clients and monitor, pings and JetStream's directory are added.
     pub async fn start_each(settings: impl Fn(usize, &[u16]) -> String) -> Option<Self> {
+        Self::start_each_in(Default::default(), settings).await
+    }
+
+    /// Servers with [`SYNCED`] and these further settings, each in its place.
+    pub async fn start_in(places: [Place; NODES], settings: &str) -> Option<Self> {
+        Self::start_each_in(places, |node, routes| format!("{}\n{SYNCED}\n{settings}", block(node, routes))).await
+    }
+
+    async fn start_each_in(places: [Place; NODES], settings: impl Fn(usize, &[u16]) -> String) -> Option<Self> {
         let binary = find_binary().await?;
         let routes = route_ports();
         let mut nodes = Vec::new();
-        for node in 0..NODES {
+        for (node, place) in places.into_iter().enumerate() {
             let settings = format!("server_name: {}\n{}", name(node), settings(node, &routes));
-            nodes.push(Node { process: Process::start(binary.clone(), None, &settings).await, is_up: true });
+            nodes.push(Node { process: Process::start(binary.clone(), place, &settings).await, is_up: true });
         }
         let http = reqwest::Client::builder().no_proxy().timeout(MONITOR_TIMEOUT).build().expect("an HTTP client");
-        let cluster = Self { nodes, http };
+        let cluster = Self { nodes, routes, http };
         cluster.wait_until_current().await;
         Some(cluster)
     }
@@ -67,6 +77,12 @@ impl NatsCluster {
     /// A server's monitor, which stays the same after a restart.
     pub fn monitor(&self, node: usize) -> String {
         format!("http://127.0.0.1:{}", self.node(node).process.ports().monitor)
+    }
+
+    /// Every port on which a server listens: for clients, its monitor, and for the other servers.
+    pub fn ports(&self, node: usize) -> Vec<u16> {
+        let ports = self.node(node).process.ports();
+        [ports.clients, ports.monitor].into_iter().chain(self.routes.get(node).copied()).collect()
     }
 
     /// The monitors of all servers.
@@ -89,6 +105,13 @@ impl NatsCluster {
         let node = self.node_mut(node);
         node.process.kill();
         node.is_up = false;
+    }
+
+    /// Ends a server in lame duck mode, as an operator does before an upgrade.
+    pub async fn retire(&mut self, node: usize) {
+        let node = self.node_mut(node);
+        node.is_up = false;
+        node.process.retire().await;
     }
 
     /// Starts a server again on the same ports; only what it had on disk is left. Does not wait for the others.

@@ -1,5 +1,6 @@
 //! nats-server as a process on this machine, in a directory of its own; both end when the value is dropped.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,22 +11,33 @@ use tokio::time::{Instant, sleep};
 
 use super::{HOW_TO_GET_ONE, OLDEST, Ports, START_TIMEOUT, configuration, version};
 
+/// A server in lame duck mode sends one client away each second.
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(60);
 const BINARY_VARIABLE: &str = "STAGE0_TEST_NATS_SERVER";
+
+/// Where a server runs and keeps its data; what is left out is chosen for it.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// JetStream's directory.
+    pub store: Option<PathBuf>,
+    /// The process's group, by which rules of a firewall know its packets. Setting it takes root.
+    pub group: Option<u32>,
+}
 
 pub(super) struct Process {
     binary: PathBuf,
     directory: TempDir,
-    store: Option<PathBuf>,
+    place: Place,
     settings: String,
     process: Option<Child>,
     ports: Ports,
 }
 
 impl Process {
-    pub(super) async fn start(binary: PathBuf, store: Option<PathBuf>, settings: &str) -> Self {
+    pub(super) async fn start(binary: PathBuf, place: Place, settings: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory for nats-server");
         let (settings, ports) = (settings.to_owned(), Ports::default());
-        let mut server = Self { binary, directory, store, settings, process: None, ports };
+        let mut server = Self { binary, directory, place, settings, process: None, ports };
         server.launch().await;
         server
     }
@@ -67,6 +79,17 @@ impl Process {
         }
     }
 
+    /// Lets it hand over what it leads and send its clients away, as an operator does, and waits until it has ended.
+    pub(super) async fn retire(&mut self) {
+        self.signal(Signal::USR2);
+        let asked = Instant::now();
+        while self.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None))) {
+            assert!(asked.elapsed() < RETIRE_TIMEOUT, "nats-server does not end in lame duck mode");
+            sleep(Duration::from_millis(5)).await;
+        }
+        self.process = None;
+    }
+
     pub(super) fn freeze(&self) {
         let process = self.signal(Signal::STOP);
         // The signal takes a moment to reach every thread.
@@ -101,12 +124,16 @@ impl Process {
         drop(std::fs::remove_dir_all(&ports));
         std::fs::create_dir(&ports).expect("a directory for the ports file");
         let log = std::fs::File::create(directory.join("nats.log")).expect("the log can be written");
-        let process = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        if let Some(group) = self.place.group {
+            command.gid(group);
+        }
+        let process = command
             .arg("-c")
             .arg(&config)
             // This sets the directory; it does not enable JetStream.
             .arg("-sd")
-            .arg(self.store.as_deref().unwrap_or(&directory.join("store")))
+            .arg(self.place.store.as_deref().unwrap_or(&directory.join("store")))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
