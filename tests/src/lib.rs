@@ -19,6 +19,7 @@ mod balancer;
 mod browser;
 mod containers;
 mod dns;
+pub mod faults;
 mod freezer;
 pub mod history;
 #[expect(dead_code, reason = "the exporter's own tests use more of it")]

@@ -100,6 +100,7 @@ pub struct Receiver {
 struct Shared {
     scripts: Mutex<HashMap<String, VecDeque<Reply>>>,
     always: Mutex<HashMap<String, Reply>>,
+    everywhere: Mutex<Option<Reply>>,
     seen: Mutex<Vec<Delivery>>,
     connections: AtomicUsize,
     more: watch::Sender<usize>,
@@ -155,9 +156,9 @@ impl Receiver {
         std::mem::take(&mut self.shared.seen.lock().unwrap())
     }
 
-    /// As before `always`.
-    pub fn usual(&self, path: &str) {
-        self.shared.always.lock().unwrap().remove(path);
+    /// Every further answer, at whichever path, instead of what was set for a path; none: as usual.
+    pub fn everywhere(&self, reply: Option<Reply>) {
+        *self.shared.everywhere.lock().unwrap() = reply;
     }
 
     /// How many connections were accepted.
@@ -253,6 +254,9 @@ impl Shared {
     }
 
     fn reply(&self, path: &str) -> Reply {
+        if let Some(reply) = self.everywhere.lock().unwrap().clone() {
+            return reply;
+        }
         let scripted = self.scripts.lock().unwrap().get_mut(path).and_then(VecDeque::pop_front);
         let always = self.always.lock().unwrap().get(path).cloned();
         scripted.or(always).unwrap_or_else(|| Reply::status(200))

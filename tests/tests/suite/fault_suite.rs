@@ -1,0 +1,145 @@
+//! Everything is broken, one thing after the other, on three NATS servers and under load; then what was answered,
+//! recorded, delivered, consumed and counted is compared, and one report says what was found.
+//!
+//! The short form is a part of the ordinary tests: each kind of fault once. The long form, as root:
+//!
+//! ```text
+//! STAGE0_FAULTS=500 STAGE0_FAULT_CHECKS=1000000 STAGE0_FAULT_REPORT=/tmp/faults.md \
+//!     cargo test -p stage0-tests --test suite fault_suite
+//! ```
+//!
+//! Targets, partitions and times come from a seed, which is printed and repeated with `STAGE0_SEED`. Processes decide
+//! when to act, so the same seed breaks the same things, not at the same instruction.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use stage0_backplane::testing::NODES;
+use stage0_tests::faults::{
+    Deployment, Fault, Kind, Load, Measured, Report, Rolling, Tenants, isolated, measure, plan,
+};
+use stage0_tests::history::{Broken, check};
+
+const SHORT_FAULTS: usize = Kind::ALL.len();
+const SHORT_CHECKS: usize = 300;
+/// Leaves time to whatever runs beside it.
+const SHORT_PAUSE: Duration = Duration::from_millis(60);
+/// Answers after which they are taken to go on.
+const GOING_ON: usize = 20;
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What is wanted of a run.
+struct Wanted {
+    seed: u64,
+    faults: usize,
+    checks: usize,
+    is_long: bool,
+}
+
+impl Wanted {
+    fn read() -> Self {
+        let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+        let count = |name: &str| number(name).map(|count| usize::try_from(count).unwrap());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let seed = number("STAGE0_SEED").unwrap_or(u64::from(now.subsec_nanos()));
+        let (faults, checks) = (count("STAGE0_FAULTS"), count("STAGE0_FAULT_CHECKS"));
+        Self {
+            seed,
+            faults: faults.unwrap_or(SHORT_FAULTS),
+            checks: checks.unwrap_or(SHORT_CHECKS),
+            is_long: faults.is_some() || checks.is_some(),
+        }
+    }
+
+    fn command(&self) -> String {
+        let long = format!(" STAGE0_FAULTS={} STAGE0_FAULT_CHECKS={}", self.faults, self.checks);
+        let long = if self.is_long { long.as_str() } else { "" };
+        format!("STAGE0_SEED={}{long} cargo test -p stage0-tests --test suite fault_suite", self.seed)
+    }
+}
+
+/// Breaks one thing, mends it, and waits until answers go on.
+async fn one(deployment: &mut Deployment, load: &Load, fault: &Fault) -> (Measured, Vec<String>) {
+    let from = load.now();
+    deployment.inject(fault);
+    tokio::time::sleep(fault.hold).await;
+    let healed = load.now();
+    let crashes = if fault.kind == Kind::Kill { vec![] } else { deployment.ended() };
+    deployment.heal(fault).await;
+    let goes_on = load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await;
+    assert!(goes_on, "no answers {RECOVERY_TIMEOUT:?} after it was healed: {fault}");
+    let until = load.now();
+    deployment.all_serve().await;
+    load.note(Broken { from, healed, until, what: fault.to_string(), delays_notices: fault.delays_notices() });
+    (load.since(from, |ops| measure(ops, from, until)), crashes)
+}
+
+async fn rolling(deployment: &mut Deployment, load: &Load, servers: usize) -> Rolling {
+    let (from, before) = (load.now(), load.counts());
+    deployment.rolling_restart(servers).await;
+    assert!(load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await, "no answers after a rolling restart");
+    let (until, after) = (load.now(), load.counts());
+    let what = "rolling restart".to_owned();
+    load.note(Broken { from, healed: until, until, what, delays_notices: false });
+    Rolling {
+        took: until - from,
+        servers,
+        asked: after.0 - before.0,
+        failed: after.2 - before.2,
+        measured: load.since(from, |ops| measure(ops, from, until)),
+    }
+}
+
+#[test]
+fn whatever_breaks_under_load_no_promise_is_broken() {
+    if isolated("fault_suite::whatever_breaks_under_load_no_promise_is_broken") {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap().block_on(run());
+    }
+}
+
+async fn run() {
+    let wanted = Wanted::read();
+    eprintln!("to repeat it: {}", wanted.command());
+    let began = Instant::now();
+    let Some(mut deployment) = Deployment::start(wanted.checks as u64).await else { return };
+    let tenants = std::sync::Arc::new(Tenants::new(&deployment).await);
+    let pause = if wanted.is_long { Duration::ZERO } else { SHORT_PAUSE };
+    let load = Load::start(&tenants, &deployment.urls, wanted.seed, pause);
+    assert!(load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await, "no answers before the first fault");
+    eprintln!("{:?}: answers", began.elapsed());
+    let plan = plan(wanted.seed, wanted.faults);
+    let (mut faults, mut restarts, mut crashes) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, fault) in plan.into_iter().enumerate() {
+        let measured = if fault.kind == Kind::RollingRestart {
+            let servers = if wanted.is_long { NODES } else { 1 };
+            restarts.push(rolling(&mut deployment, &load, servers).await);
+            restarts.last().unwrap().measured.clone()
+        } else {
+            let (measured, ended) = one(&mut deployment, &load, &fault).await;
+            crashes.extend(ended.into_iter().map(|ended| format!("during {fault}: {ended}")));
+            measured
+        };
+        eprintln!("{:?}: {}: {fault}: {:?} without an answer", began.elapsed(), number + 1, measured.silence);
+        faults.push((fault, measured));
+    }
+    while load.counts().1 < wanted.checks {
+        let (goes_on, left) = (load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await, wanted.checks - load.counts().1);
+        assert!(goes_on, "no answers after the last fault, {left} checks before the end");
+    }
+    let checks = load.counts();
+    let (history, keys) = load.end().await;
+    eprintln!("{:?}: {} of {} checks decided", began.elapsed(), checks.1, checks.0);
+    deployment.cluster.settle().await;
+    let found = tenants.find(&deployment, &history, &keys).await;
+    eprintln!("{:?}: everything is read back", began.elapsed());
+    crashes.extend(deployment.ended());
+    crashes.extend(deployment.panics());
+    let findings = check(&history, &found, &tenants.rules());
+    let (seed, command, took) = (wanted.seed, wanted.command(), began.elapsed());
+    let report = Report { seed, command, took, faults, rolling: restarts, checks, crashes, findings };
+    let path = report.write(if wanted.is_long { "long" } else { "short" }, &history, &found);
+    eprintln!("the report: {}", path.display());
+    for finding in report.findings.iter().take(10) {
+        eprintln!("BROKEN: {}: {}\n{}", finding.promise, finding.about, finding.story.join("\n"));
+    }
+    assert!(report.is_clean(), "a promise was broken: {}; {:?}", path.display(), report.crashes);
+}
