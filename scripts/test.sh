@@ -7,7 +7,8 @@
 #   scripts/test.sh quick       tests only, without containers
 #   scripts/test.sh containers  tests with containers only; needs a Docker engine, or root and apt-get to install one
 # Not in here: scripts/upgrade.sh, which needs the last release.
-# Long forms: STAGE0_CRASH_ROUNDS=50 STAGE0_FUZZ_SECONDS=300 STAGE0_TAKEOVER_KEYS=100000 scripts/test.sh quick
+# Long forms: STAGE0_CRASH_ROUNDS=50 STAGE0_FUZZ_SECONDS=300 STAGE0_TAKEOVER_KEYS=100000 STAGE0_FAULTS=500 \
+#   STAGE0_FAULT_CHECKS=1000000 STAGE0_FAULT_REPORT=/tmp/faults.md scripts/test.sh quick
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
@@ -75,8 +76,8 @@ if ! nats_is_new "$tools/bin/nats-server"; then
 fi
 # The power-cut test of the keystore needs root and mkfs.ext4.
 if [ "$(id -u)" = 0 ] && ! command -v mkfs.ext4 >/dev/null; then install e2fsprogs || true; fi
-# The tests of the runbooks need root and machines of their own, which are made with `unshare` and `ip`.
-if [ "$(id -u)" = 0 ] && ! command -v ip >/dev/null; then install iproute2 || true; fi
+# The tests of runbooks and faults need root, and machines and networks of their own: unshare and these two.
+if [ "$(id -u)" = 0 ] && ! { command -v iptables && command -v ip; } >/dev/null; then install iptables iproute2 || true; fi
 # The tests of the pages drive a browser; where there is none, they fail and say so.
 if STAGE0_BROWSER=$(scripts/browser.sh); then export STAGE0_BROWSER; else unset STAGE0_BROWSER; fi
 

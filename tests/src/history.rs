@@ -1,7 +1,7 @@
-//! What clients did and were told while things broke, and what was found afterwards: the material that is judged.
+//! What clients asked and got while things broke, and what was found afterwards: the material that is judged.
 //!
-//! Owns plain data only. [`check`] compares it and finds where a promise was broken; each finding has a story, the lines
-//! of the history that concern it and nothing else. Times count from the start of the run.
+//! Owns plain data only. [`check`] compares it and finds where a promise was broken; each finding has a story, the
+//! lines of the history that concern it and nothing else. Times count from the start of the run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,7 +67,7 @@ pub enum Change {
     },
 }
 
-/// What a client was told.
+/// What a client got.
 #[derive(Debug, Clone)]
 pub enum Came {
     Decided {
@@ -150,7 +150,7 @@ pub struct Rules {
 }
 
 impl Op {
-    /// The decision that was told.
+    /// The decision that was answered.
     pub fn decided(&self) -> Option<(&str, &str)> {
         match &self.came {
             Came::Decided { id, verdict, .. } => Some((id, verdict)),

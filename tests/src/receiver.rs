@@ -151,7 +151,7 @@ impl Receiver {
         self.shared.seen.lock().unwrap().iter().filter(|delivery| delivery.path == path).cloned().collect()
     }
 
-    /// All requests so far that were not taken yet. Whoever takes them keeps what it needs of them.
+    /// All requests so far that were not taken yet; from now on they are the caller's alone.
     pub fn take(&self) -> Vec<Delivery> {
         std::mem::take(&mut self.shared.seen.lock().unwrap())
     }

@@ -12,7 +12,7 @@ use stage0_secret_file::check_secret_file;
 use super::{CommandKind, all, in_order, unknown};
 
 /// Variables that only tests of this repository read.
-const TEST_ONLY: [&str; 14] = [
+const TEST_ONLY: [&str; 18] = [
     "STAGE0_TEST_NATS_SERVER",
     "STAGE0_TEST_NATS_IMAGE",
     "STAGE0_TEST_NATS",
@@ -22,6 +22,9 @@ const TEST_ONLY: [&str; 14] = [
     "STAGE0_CRASH_ROUNDS",
     "STAGE0_FUZZ_SECONDS",
     "STAGE0_SEED",
+    "STAGE0_FAULTS",
+    "STAGE0_FAULT_CHECKS",
+    "STAGE0_FAULT_REPORT",
     "STAGE0_ALLOW_NO_POWERCUT",
     "STAGE0_SIM_SEED",
     "STAGE0_SIM_SEEDS",

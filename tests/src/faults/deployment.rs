@@ -1,5 +1,5 @@
-//! The processes: three NATS servers on small disks of their own, two of each role, one keystore, each in a group that the
-//! firewall knows, with a clock of its own, at an address that it keeps.
+//! The processes: three NATS servers on small disks of their own, two of each role, one keystore, each in a group that
+//! the firewall knows, with a clock of its own, at an address that it keeps.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -89,6 +89,7 @@ impl Deployment {
             deployment.running.insert(party, process);
         }
         deployment.all_serve().await;
+        deployment.network.prove(Party::Evaluator(0)).await;
         Some(deployment)
     }
 
@@ -135,15 +136,16 @@ impl Deployment {
         }
     }
 
-    /// Mends it, as an operator or a supervisor does.
-    pub async fn heal(&mut self, fault: &Fault) {
+    /// Mends it, as an operator or a supervisor does. How many packets were lost.
+    pub async fn heal(&mut self, fault: &Fault) -> u64 {
+        let mut lost = 0;
         match (fault.kind, fault.target) {
             (Kind::Kill, Some(Party::Nats(node))) => self.cluster.restart(node).await,
             (Kind::Freeze, Some(Party::Nats(node))) => self.cluster.thaw(node),
             (Kind::Kill | Kind::Freeze | Kind::Slow, Some(Party::Receiver)) => self.receiver.everywhere(None),
             (Kind::Kill, Some(party)) => self.start_again(party),
             (Kind::Freeze, Some(party)) => self.process(party).thaw(),
-            (Kind::Slow | Kind::Partition, _) => self.network.heal(),
+            (Kind::Slow | Kind::Partition, _) => lost = self.network.heal(),
             // A server that could not write has ended its JetStream, and starts it with the next start.
             (Kind::DiskFull, Some(Party::Nats(node))) => {
                 self.node_disks[node].empty();
@@ -155,6 +157,7 @@ impl Deployment {
             (Kind::Kill | Kind::Freeze | Kind::ClockJump, None) | (Kind::RollingRestart, _) => {}
         }
         self.revive();
+        lost
     }
 
     /// Restarts everything in good order, one after the other, as an operator does for an upgrade.

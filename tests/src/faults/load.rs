@@ -211,7 +211,7 @@ impl Notes {
                         "constraints": [format!("max_iterations: {RUN_LIMIT}")], "context": {"run_id": run}});
                     self.check(by, Asked { once, run: Some(run), ..asked(by) }, &body, gateway).await;
                 }
-                // Most of them are over the limit and get no decision, so that nobody waits for one.
+                // Most of them are over the limit and get no decision, so no client waits for one.
                 _ => drop(self.attempt(&tenants.capped, &asked(&tenants.capped), &Api::harmless(), gateway).await),
             }
             tokio::time::sleep(self.pause).await;

@@ -1,19 +1,21 @@
 //! Namespaces of a test's own, and rules of a firewall in them that cut processes off from each other or lose packets.
 //!
-//! All processes share the loopback device, so a rule knows them by their group: a connection gets a mark when its client
-//! opens it, and servers are known by their ports. A cut without an error is what a broken cable is: nothing is refused,
-//! packets do not arrive. Needs root; without it the test fails, unless `STAGE0_ALLOW_NO_POWERCUT=1` is set.
+//! All processes share the loopback device, so a rule knows them by their group: a connection gets a mark when its
+//! client opens it, and servers are known by their ports. A cut is what a broken cable is: nothing is refused, packets
+//! do not arrive. Needs root; without it the test fails, unless `STAGE0_ALLOW_NO_POWERCUT=1` is set.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
+use std::time::Duration;
 
-use stage0_backplane::testing::run;
+use stage0_backplane::testing::{run, wait_for};
 
 use super::plan::{Link, Party};
 
 /// Set for the process that runs in the namespaces: the network of the one that started it.
 const OUTER_VARIABLE: &str = "FAULTS_STARTED_FROM_NETWORK";
 const ALLOWED_VARIABLE: &str = "STAGE0_ALLOW_NO_POWERCUT";
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Of packets from or to a slow process. TCP sends each of them again after 200 ms or more.
 const LOSS: &str = "0.15";
 
@@ -79,7 +81,7 @@ impl Network {
         }
     }
 
-    /// From now on some packets from and to this party are lost, whoever the other one is.
+    /// From now on some packets from and to this party are lost, to and from every process.
     pub fn slow(&self, party: Party) {
         let some = ["-m", "statistic", "--mode", "random", "--probability", LOSS];
         if party.group().is_some() {
@@ -93,9 +95,29 @@ impl Network {
         }
     }
 
-    /// Everything passes.
-    pub fn heal(&self) {
+    /// Everything passes. How many packets did not since the last time.
+    pub fn heal(&self) -> u64 {
+        let lost = self.lost();
         rule(&["-F", "INPUT"]);
+        lost
+    }
+
+    /// Shows that a rule finds the packets of a role that is connected to NATS, in each direction.
+    pub async fn prove(&self, role: Party) {
+        for is_out in [true, false] {
+            let link = |node| if is_out { Link { from: role, to: node } } else { Link { from: node, to: role } };
+            self.cut(&Party::nodes().into_iter().map(link).collect::<Vec<_>>());
+            // Servers ping each second.
+            wait_for("a packet that is lost", PING_TIMEOUT, async || self.lost() > 0).await;
+            self.heal();
+        }
+    }
+
+    fn lost(&self) -> u64 {
+        let listed = Command::new("iptables").args(["-w", "-nvxL", "INPUT"]).output().expect("iptables starts");
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let count = |line: &str| line.split_whitespace().next().and_then(|packets| packets.parse::<u64>().ok());
+        listed.lines().filter(|line| line.contains("DROP")).filter_map(count).sum()
     }
 
     fn lose(&self, client: Party, direction: &str, side: &str, server: Party) {
@@ -125,7 +147,7 @@ fn group(party: Party) -> String {
     party.group().expect("a process with a group").to_string()
 }
 
-/// Where packets arrive: a sender would be told of one that is dropped where it leaves.
+/// Where packets arrive: a sender gets an error for one that is dropped where it leaves.
 fn drop_rule(matches: &[&str]) {
     rule(&[&["-A", "INPUT", "-p", "tcp"], matches, &["-j", "DROP"]].concat());
 }

@@ -11,6 +11,8 @@ pub struct Measured {
     /// The longest time in which no check was answered, to whomever.
     pub silence: Duration,
     pub answered: usize,
+    /// Packets that a partition or a slow network lost.
+    pub lost: u64,
     /// Requests that got no decision, by reason.
     pub failed: BTreeMap<String, usize>,
 }

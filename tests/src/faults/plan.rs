@@ -171,7 +171,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// So many faults, each kind at least once if there are enough; a rolling restart is the last of the first seven.
+/// This number of faults, each kind at least once if there are enough; a rolling restart is the last of the first seven.
 pub fn plan(seed: u64, count: usize) -> Vec<Fault> {
     let mut draw = Draw::new(seed);
     let mut kinds = Kind::ALL.to_vec();

@@ -144,9 +144,10 @@ impl Report {
         text.push_str("\n## Every fault, in order\n\n");
         for (number, (fault, measured)) in self.faults.iter().enumerate() {
             let refused: usize = measured.failed.values().sum();
+            let lost = if measured.lost > 0 { format!(", {} packets lost", measured.lost) } else { String::new() };
             let _ = writeln!(
                 text,
-                "{}. {fault}: {} without an answer, {} answered, {refused} refused",
+                "{}. {fault}: {} without an answer, {} answered, {refused} refused{lost}",
                 number + 1,
                 seconds(measured.silence),
                 measured.answered

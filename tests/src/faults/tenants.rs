@@ -150,7 +150,7 @@ impl Tenants {
         }
     }
 
-    /// Reads everything back, once it all runs again and nobody asks any more.
+    /// Reads everything back, once it all runs again and no client asks any more.
     pub async fn find(&self, deployment: &Deployment, history: &History, keys: &[(String, Api)]) -> Found {
         let url = &deployment.urls[0];
         let mut found = Found::default();
@@ -200,7 +200,7 @@ impl Tenants {
         let began = Instant::now();
         for (id, api) in keys {
             let mut status = 0;
-            // What was told while a part was cut off may be late by as much as a key is cached.
+            // A notice that was sent while a part was cut off may be late by as much as a key is cached.
             let known = async || {
                 status = api.at(url).check(&Api::harmless()).await.status;
                 status == 401

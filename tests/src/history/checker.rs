@@ -1,7 +1,7 @@
 //! Compares what was answered, recorded, delivered, consumed and counted, and finds each broken promise.
 //!
-//! A pure function: the same history gives the same findings. A check that was never answered may be recorded, so what is
-//! recorded may be more than what was answered, and never less.
+//! A pure function: the same history gives the same findings. A check that was never answered may be recorded, so what
+//! is recorded may be more than what was answered, and never less.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -64,13 +64,13 @@ async fn one(deployment: &mut Deployment, load: &Load, fault: &Fault) -> (Measur
     tokio::time::sleep(fault.hold).await;
     let healed = load.now();
     let crashes = if fault.kind == Kind::Kill { vec![] } else { deployment.ended() };
-    deployment.heal(fault).await;
+    let lost = deployment.heal(fault).await;
     let goes_on = load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await;
     assert!(goes_on, "no answers {RECOVERY_TIMEOUT:?} after it was healed: {fault}");
     let until = load.now();
     deployment.all_serve().await;
     load.note(Broken { from, healed, until, what: fault.to_string(), delays_notices: fault.delays_notices() });
-    (load.since(from, |ops| measure(ops, from, until)), crashes)
+    (Measured { lost, ..load.since(from, |ops| measure(ops, from, until)) }, crashes)
 }
 
 async fn rolling(deployment: &mut Deployment, load: &Load, servers: usize) -> Rolling {

@@ -30,6 +30,7 @@ mod docs_pages;
 mod docs_policy;
 mod docs_security_overview;
 mod errors;
+mod fault_suite;
 mod faults;
 mod guard_hook;
 mod guards;
