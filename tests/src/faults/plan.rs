@@ -171,7 +171,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// This number of faults, each kind at least once if there are enough; a rolling restart is the last of the first seven.
+/// This number of faults, each kind at least once if there are enough; of the first seven a rolling restart is last.
 pub fn plan(seed: u64, count: usize) -> Vec<Fault> {
     let mut draw = Draw::new(seed);
     let mut kinds = Kind::ALL.to_vec();

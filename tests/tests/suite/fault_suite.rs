@@ -11,13 +11,16 @@
 //! Targets, partitions and times come from a seed, which is printed and repeated with `STAGE0_SEED`. Processes decide
 //! when to act, so the same seed breaks the same things, not at the same instruction.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures_util::FutureExt as _;
 use stage0_backplane::testing::NODES;
 use stage0_tests::faults::{
     Deployment, Fault, Kind, Load, Measured, Report, Rolling, Tenants, isolated, measure, plan,
 };
-use stage0_tests::history::{Broken, check};
+use stage0_tests::history::{Broken, Found, check};
 
 const SHORT_FAULTS: usize = Kind::ALL.len();
 const SHORT_CHECKS: usize = 300;
@@ -96,6 +99,41 @@ fn whatever_breaks_under_load_no_promise_is_broken() {
     }
 }
 
+/// What came of the faults so far.
+#[derive(Default)]
+struct Seen {
+    faults: Vec<(Fault, Measured)>,
+    restarts: Vec<Rolling>,
+    crashes: Vec<String>,
+}
+
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").chars().take(400).collect()
+}
+
+async fn break_all(wanted: &Wanted, deployment: &mut Deployment, load: &Load, seen: &mut Seen, began: Instant) {
+    for (number, fault) in plan(wanted.seed, wanted.faults).into_iter().enumerate() {
+        let measured = if fault.kind == Kind::RollingRestart {
+            let servers = if wanted.is_long { NODES } else { 1 };
+            let rolling = rolling(deployment, load, servers).await;
+            let measured = rolling.measured.clone();
+            seen.restarts.push(rolling);
+            measured
+        } else {
+            let (measured, ended) = one(deployment, load, &fault).await;
+            seen.crashes.extend(ended.into_iter().map(|ended| format!("during {fault}: {ended}")));
+            measured
+        };
+        eprintln!("{:?}: {}: {fault}: {:?} without an answer", began.elapsed(), number + 1, measured.silence);
+        seen.faults.push((fault, measured));
+    }
+    while load.counts().1 < wanted.checks {
+        let (goes_on, left) = (load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await, wanted.checks - load.counts().1);
+        assert!(goes_on, "no answers after the last fault, {left} checks before the end");
+    }
+}
+
 async fn run() {
     let wanted = Wanted::read();
     eprintln!("to repeat it: {}", wanted.command());
@@ -106,34 +144,31 @@ async fn run() {
     let load = Load::start(&tenants, &deployment.urls, wanted.seed, pause);
     assert!(load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await, "no answers before the first fault");
     eprintln!("{:?}: answers", began.elapsed());
-    let plan = plan(wanted.seed, wanted.faults);
-    let (mut faults, mut restarts, mut crashes) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, fault) in plan.into_iter().enumerate() {
-        let measured = if fault.kind == Kind::RollingRestart {
-            let servers = if wanted.is_long { NODES } else { 1 };
-            restarts.push(rolling(&mut deployment, &load, servers).await);
-            restarts.last().unwrap().measured.clone()
-        } else {
-            let (measured, ended) = one(&mut deployment, &load, &fault).await;
-            crashes.extend(ended.into_iter().map(|ended| format!("during {fault}: {ended}")));
-            measured
-        };
-        eprintln!("{:?}: {}: {fault}: {:?} without an answer", began.elapsed(), number + 1, measured.silence);
-        faults.push((fault, measured));
-    }
-    while load.counts().1 < wanted.checks {
-        let (goes_on, left) = (load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await, wanted.checks - load.counts().1);
-        assert!(goes_on, "no answers after the last fault, {left} checks before the end");
+    let mut seen = Seen::default();
+    let breaking = break_all(&wanted, &mut deployment, &load, &mut seen, began);
+    // Whatever goes wrong, there is a report.
+    if let Err(panic) = AssertUnwindSafe(breaking).catch_unwind().await {
+        seen.crashes.push(format!("the run ended early: {}", said(&*panic)));
     }
     let checks = load.counts();
     let (history, keys) = load.end().await;
     eprintln!("{:?}: {} of {} checks decided", began.elapsed(), checks.1, checks.0);
-    deployment.cluster.settle().await;
-    let found = tenants.find(&deployment, &history, &keys).await;
+    let reading = async {
+        deployment.cluster.settle().await;
+        tenants.find(&deployment, &history, &keys).await
+    };
+    let found = AssertUnwindSafe(reading).catch_unwind().await;
     eprintln!("{:?}: everything is read back", began.elapsed());
-    crashes.extend(deployment.ended());
-    crashes.extend(deployment.panics());
-    let findings = check(&history, &found, &tenants.rules());
+    seen.crashes.extend(deployment.ended());
+    seen.crashes.extend(deployment.panics());
+    let (findings, found) = match found {
+        Ok(found) => (check(&history, &found, &tenants.rules()), found),
+        Err(panic) => {
+            seen.crashes.push(format!("nothing could be compared: {}", said(&*panic)));
+            (vec![], Found::default())
+        }
+    };
+    let Seen { faults, restarts, crashes } = seen;
     let (seed, command, took) = (wanted.seed, wanted.command(), began.elapsed());
     let report = Report { seed, command, took, faults, rolling: restarts, checks, crashes, findings };
     let path = report.write(if wanted.is_long { "long" } else { "short" }, &history, &found);
