@@ -2,7 +2,7 @@
 //! the firewall knows, with a clock of its own, at an address that it keeps.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -245,27 +245,27 @@ impl Deployment {
     fn launch(&self, party: Party) -> Process {
         let urls: Vec<String> = (0..NODES).map(|node| self.cluster.url(node)).collect();
         let (nats, monitors) = (urls.join(","), self.cluster.monitors().join(","));
-        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
         let owned = |own: &[&str]| own.iter().map(|&argument| argument.to_owned()).collect::<Vec<_>>();
         let private = "--dangerous-allow-private-webhooks";
         let (role, own) = match party {
             Party::Gateway(number) => {
                 let (listen, tls) = (format!("127.0.0.1:{}", GATEWAY_PORTS[number]), self.directory.path().join("tls"));
-                let own = ["--listen", &listen, "--tls-dev-dir", &text(tls), "--nats-monitor", &monitors, private];
+                let own = ["--listen", &listen, "--tls-dev-dir", &text(&tls), "--nats-monitor", &monitors, private];
                 // The tests' clients ask with revoked keys, all from one address.
                 let more = ["--request-budget-ms", "2000", "--failed-logins-per-minute", "1000000"];
                 (Role::Gateway, owned(&[&own[..], &more[..]].concat()))
             }
             Party::Evaluator(_) => (Role::Evaluator, self.packs.arguments()),
             Party::Exporter(_) => {
-                let ca = text(self.authority.file().to_owned());
+                let ca = text(&self.authority.file());
                 let own = ["--checkpoint-seconds", "1", "--nats-monitor", &monitors, "--webhook-ca", &ca, private];
                 (Role::AuditExport, owned(&own))
             }
-            Party::Keystore => (Role::Keystore, owned(&["--data-dir", &text(self.keystore_data())])),
+            Party::Keystore => (Role::Keystore, owned(&["--data-dir", &text(&self.keystore_data())])),
             Party::Nats(_) | Party::Receiver => panic!("{party} is no role"),
         };
-        let keys = text(self.directory.path().join(format!("message-keys/{role}.keys")));
+        let keys = text(&self.directory.path().join(format!("message-keys/{role}.keys")));
         let all = [role.as_str(), "--nats", &nats, "--log-replicas", "3", "--message-keys", &keys];
         let arguments = [owned(&all), own].concat();
         let group = party.group().expect("a role has one");

@@ -52,6 +52,21 @@ struct Notes {
     keys: Mutex<Vec<(String, Api)>>,
 }
 
+#[derive(Clone)]
+struct Request<'r> {
+    method: Method,
+    path: &'r str,
+    /// The `Idempotency-Key`.
+    once: Option<&'r str>,
+    body: Option<&'r Value>,
+}
+
+impl<'r> Request<'r> {
+    fn post(path: &'r str, body: &'r Value) -> Self {
+        Self { method: Method::POST, path, once: None, body: Some(body) }
+    }
+}
+
 impl Load {
     /// Callers that pause for this long between two checks.
     pub fn start(tenants: &Arc<Tenants>, urls: &[String], seed: u64, pause: Duration) -> Self {
@@ -134,12 +149,13 @@ impl Notes {
         &self,
         api: &Api,
         gateway: usize,
-        request: (Method, &str, &[(&str, &str)], Option<&Value>),
+        request: Request<'_>,
         what: impl FnOnce(Option<&Answer>) -> What,
     ) -> Option<Answer> {
         let api = api.at(&self.urls[gateway]);
-        let (method, path, headers, body) = request;
-        let headers = [&[("content-type", "application/json")], headers].concat();
+        let Request { method, path, once, body } = request;
+        let mut headers = vec![("content-type", "application/json")];
+        headers.extend(once.map(|once| ("idempotency-key", once)));
         let start = self.began.elapsed();
         let sending = api.try_send(method, path, &headers, body.map(|body| body.to_string().into_bytes()));
         let (answer, came) = match tokio::time::timeout(ANSWER_TIMEOUT, sending).await {
@@ -160,10 +176,9 @@ impl Notes {
 
     /// One attempt of a check: the answer if it is a decision.
     async fn attempt(&self, by: &Asker, asked: &Asked, body: &Value, gateway: usize) -> Option<Value> {
-        let once = asked.once.clone();
-        let headers: Vec<(&str, &str)> = once.iter().map(|once| ("idempotency-key", once.as_str())).collect();
-        let what = |_: Option<&Answer>| What::Check(asked.clone());
-        let answer = self.send(&by.api, gateway, (Method::POST, "/check", &headers, Some(body)), what).await?;
+        let once = asked.once.as_deref();
+        let request = Request { method: Method::POST, path: "/check", once, body: Some(body) };
+        let answer = self.send(&by.api, gateway, request, |_| What::Check(asked.clone())).await?;
         (answer.status == 200).then_some(answer.body)
     }
 
@@ -222,17 +237,15 @@ impl Notes {
     async fn change(
         &self,
         api: &Api,
-        request: (Method, &str, Option<&Value>),
+        request: Request<'_>,
         status: u16,
         what: impl Fn(&Value) -> Change,
     ) -> Option<Value> {
         let began = Instant::now();
-        let (method, path, body) = request;
         for attempt in 0.. {
             let noted =
                 |answer: Option<&Answer>| What::Change(what(answer.map_or(&Value::Null, |answer| &answer.body)));
-            let request = (method.clone(), path, &[][..], body);
-            let answer = self.send(api, attempt % self.urls.len(), request, noted).await;
+            let answer = self.send(api, attempt % self.urls.len(), request.clone(), noted).await;
             if let Some(answer) = answer.filter(|answer| answer.status == status) {
                 return Some(answer.body);
             }
@@ -261,7 +274,7 @@ impl Notes {
             let mut is_approved = true;
             for member in &tenants.members {
                 let path = format!("/v1/approvals/{id}/approve");
-                let request = (Method::POST, path.as_str(), Some(&vote));
+                let request = Request::post(&path, &vote);
                 let voted = self.change(&member.api, request, 200, |_| Change::Approved(id.to_owned())).await;
                 is_approved &= voted.is_some();
             }
@@ -286,7 +299,7 @@ impl Notes {
             }
             let body = json!({"account": tenants.keys, "name": format!("key {round}"), "scopes": ["check"]});
             let id = |answer: &Value| Change::KeyMade(answer["id"].as_str().unwrap_or_default().to_owned());
-            let request = (Method::POST, "/v1/keys", Some(&body));
+            let request = Request::post("/v1/keys", &body);
             let Some(made) = self.change(&tenants.operator, request, 201, id).await else { continue };
             let key = made["id"].as_str().expect("an id").to_owned();
             let api = tenants.operator.with_key(made["key"].as_str().expect("a key"));
@@ -299,7 +312,8 @@ impl Notes {
             if draw.below(3) > 0 {
                 let path = format!("/v1/keys/{key}");
                 let what = |_: &Value| Change::KeyRevoked(key.clone());
-                if self.change(&tenants.operator, (Method::DELETE, &path, None), 204, what).await.is_some() {
+                let request = Request { method: Method::DELETE, path: &path, once: None, body: None };
+                if self.change(&tenants.operator, request, 204, what).await.is_some() {
                     revoked.push(by);
                 }
             }
@@ -326,7 +340,7 @@ impl Notes {
             let stop = json!({"scope": "account", "reason": "a fault"});
             let named = |answer: &Value| answer["id"].as_str().unwrap_or_default().to_owned();
             let stopped = |answer: &Value| Change::Stopped { id: named(answer), key: by.key.clone() };
-            let request = (Method::POST, "/v1/stops", Some(&stop));
+            let request = Request::post("/v1/stops", &stop);
             let Some(answer) = self.change(&tenants.stopper, request, 201, stopped).await else { continue };
             ask_for(STOP_LASTS).await;
             if self.is_over() {
@@ -337,7 +351,7 @@ impl Notes {
             let path = format!("/v1/stops/{id}/resume");
             let resumed = |_: &Value| Change::Resumed { id: id.clone(), key: by.key.clone() };
             let reason = json!({"reason": "the fault is over"});
-            let request = (Method::POST, path.as_str(), Some(&reason));
+            let request = Request::post(&path, &reason);
             if self.change(&tenants.operator, request, 200, resumed).await.is_some() {
                 ask_for(CHANGE_INTERVAL).await;
             }

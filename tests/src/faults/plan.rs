@@ -6,7 +6,7 @@ use std::time::Duration;
 use stage0_backplane::testing::NODES;
 
 /// Of each role but the keystore.
-pub const REPLICAS: usize = 2;
+pub(super) const REPLICAS: usize = 2;
 /// The first of the parties' process groups; the next ones follow.
 const FIRST_GROUP: u32 = 7_001;
 
@@ -192,14 +192,14 @@ pub fn plan(seed: u64, count: usize) -> Vec<Fault> {
 }
 
 /// Numbers that are the same in every run of a seed (SplitMix64).
-pub struct Draw(u64);
+pub(super) struct Draw(u64);
 
 impl Draw {
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

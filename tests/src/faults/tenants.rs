@@ -17,7 +17,7 @@ use crate::stack::account_scopes;
 use crate::team::{Agent, Member};
 
 /// ALLOWs of one run.
-pub const RUN_LIMIT: u64 = 5;
+pub(super) const RUN_LIMIT: u64 = 5;
 /// Decisions a day of the account with a limit.
 const DAILY_LIMIT: u64 = 40;
 /// An event that failed twice is sent again after five minutes, and a fifth more.
