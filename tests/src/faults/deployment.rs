@@ -160,9 +160,10 @@ impl Deployment {
         lost
     }
 
-    /// Restarts everything in good order, one after the other, as an operator does for an upgrade.
-    pub async fn rolling_restart(&mut self, with_servers: usize) {
+    /// Restarts everything in good order, one after the other, as an operator does for an upgrade. Says what is next.
+    pub async fn rolling_restart(&mut self, with_servers: usize, mut next: impl FnMut(Party)) {
         for party in Party::roles() {
+            next(party);
             match party {
                 // The new one is there before the old one ends.
                 Party::Evaluator(_) | Party::Exporter(_) => {
@@ -188,6 +189,7 @@ impl Deployment {
             }
         }
         for node in 0..with_servers {
+            next(Party::Nats(node));
             self.cluster.retire(node).await;
             self.cluster.restart(node).await;
             self.cluster.wait_until_current().await;

@@ -34,6 +34,8 @@ pub struct Rolling {
     /// Neither gateway decided it.
     pub failed: usize,
     pub measured: Measured,
+    /// Requests that got no decision, by what was restarted and the reason.
+    pub explained: BTreeMap<String, usize>,
 }
 
 impl Report {
@@ -134,8 +136,8 @@ impl Report {
                 rolling.failed,
                 seconds(rolling.measured.silence)
             );
-            for (reason, count) in &rolling.measured.failed {
-                let _ = writeln!(text, "  - {count} requests: {reason}");
+            for (reason, count) in &rolling.explained {
+                let _ = writeln!(text, "  - {count} requests {reason}");
             }
         }
     }
@@ -182,4 +184,51 @@ fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     let (kernel, load) = (read("/proc/sys/kernel/osrelease"), read("/proc/loadavg"));
     format!("Linux {kernel}, {processors} processors, load at the end {load}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults::plan;
+    use crate::history::Promise;
+
+    fn report(findings: Vec<Finding>) -> String {
+        let fault = plan(1, 1).remove(0);
+        let measured = |seconds| Measured {
+            silence: Duration::from_secs(seconds),
+            failed: [("503 why".to_owned(), 2)].into(),
+            ..Measured::default()
+        };
+        let report = Report {
+            seed: 17,
+            command: "STAGE0_SEED=17 cargo test".to_owned(),
+            took: Duration::from_secs(9),
+            faults: [1, 4, 2].map(|seconds| (fault.clone(), measured(seconds))).to_vec(),
+            rolling: vec![],
+            checks: (3, 2, 1),
+            crashes: vec![],
+            findings,
+        };
+        report.render(&History::default(), &Found::default())
+    }
+
+    #[test]
+    fn a_report_says_how_to_repeat_it_and_how_long_each_fault_stopped_answers() {
+        let text = report(vec![]);
+        assert!(text.contains("**Verdict: every promise was kept.**"), "{text}");
+        assert!(text.contains("seed 17, 9 s; to repeat it: `STAGE0_SEED=17 cargo test`"), "{text}");
+        let row = format!("| {} | 3 | 2.00 s | 4.00 s | 0 | 6 |", plan(1, 1)[0].row());
+        assert!(text.contains(&row) && text.contains("- 6: 503 why"), "{text}");
+    }
+
+    #[test]
+    fn a_finding_is_in_the_verdict_and_has_its_story() {
+        let promise = Promise::NoApprovalIsUsedTwice;
+        let text = report(vec![Finding { promise, about: "apr_1".to_owned(), story: vec!["1.000s: used".to_owned()] }]);
+        assert!(text.contains("**Verdict: NOT KEPT: 1 findings, 0 crashes.**"), "{text}");
+        assert!(
+            text.contains("### Broken: no approval is used twice\n\napr_1\n\n```text\n1.000s: used\n```"),
+            "{text}"
+        );
+    }
 }

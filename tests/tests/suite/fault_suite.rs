@@ -12,6 +12,7 @@
 //! when to act, so the same seed breaks the same things, not at the same instruction.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -78,12 +79,21 @@ async fn one(deployment: &mut Deployment, load: &Load, fault: &Fault) -> (Measur
 
 async fn rolling(deployment: &mut Deployment, load: &Load, servers: usize) -> Rolling {
     let (from, before) = (load.now(), load.counts());
-    deployment.rolling_restart(servers).await;
+    let mut steps = Vec::new();
+    deployment.rolling_restart(servers, |party| steps.push((load.now(), party))).await;
     assert!(load.goes_on(GOING_ON, RECOVERY_TIMEOUT).await, "no answers after a rolling restart");
     let (until, after) = (load.now(), load.counts());
     let what = "rolling restart".to_owned();
     load.note(Broken { from, healed: until, until, what, delays_notices: false });
+    let ends = steps.iter().skip(1).map(|(at, _)| *at).chain([until]).collect::<Vec<_>>();
+    let mut explained = BTreeMap::new();
+    for ((start, party), end) in steps.into_iter().zip(ends) {
+        for (reason, count) in load.since(start, |ops| measure(ops, start, end)).failed {
+            *explained.entry(format!("while {party} was restarted: {reason}")).or_default() += count;
+        }
+    }
     Rolling {
+        explained,
         took: until - from,
         servers,
         asked: after.0 - before.0,
