@@ -4,7 +4,7 @@
 //! Runs processes only: containers would need a network of their own. Where a container is all that may run there is no
 //! cluster, and the caller reports that it tested nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
@@ -173,6 +173,19 @@ impl NatsCluster {
         while !self.are_same().await {
             wait("every server has the same messages", started).await;
         }
+    }
+
+    /// What the servers that run have of each stream of which they have not the same.
+    pub async fn differences(&self) -> Vec<String> {
+        let Some(all) = self.jsz_of_all().await else { return vec!["a server does not answer".to_owned()] };
+        let each: Vec<_> = all.iter().map(|(node, jsz)| (name(*node), held(jsz))).collect();
+        let names: BTreeSet<&str> = each.iter().flat_map(|(_, held)| held.keys().copied()).collect();
+        let of = |stream: &str| each.iter().map(|(_, held)| held.get(stream).copied()).collect::<BTreeSet<_>>();
+        let told = |stream: &str| {
+            let each = each.iter().map(|(node, held)| format!("{node} {:?}", held.get(stream)));
+            format!("{stream} (messages, first, last): {}", each.collect::<Vec<_>>().join(", "))
+        };
+        names.into_iter().filter(|stream| of(stream).len() > 1).map(told).collect()
     }
 
     async fn are_current(&self) -> bool {

@@ -20,7 +20,7 @@ pub struct Report {
     pub rolling: Vec<Rolling>,
     /// Checks that were asked, that were decided, and that no gateway decided at first.
     pub checks: (usize, usize, usize),
-    /// Processes that ended or panicked by themselves.
+    /// Processes that ended or panicked by themselves, and whatever kept the run from its end.
     pub crashes: Vec<String>,
     pub findings: Vec<Finding>,
 }
@@ -163,7 +163,7 @@ impl Report {
             text.push_str("None.\n");
         }
         for crash in &self.crashes {
-            let _ = writeln!(text, "### A process ended by itself\n\n{crash}\n");
+            let _ = writeln!(text, "### Something ended, or did not come back, by itself\n\n{crash}\n");
         }
         for finding in &self.findings {
             let _ = writeln!(text, "### Broken: {}\n\n{}\n", finding.promise, finding.about);

@@ -253,10 +253,15 @@ impl<'h> Judge<'h> {
 
     /// How long a change may be unknown to the gateway that was asked here.
     fn grace(&self, op: &Op) -> Duration {
+        if self.may_lag(op) { CACHED_KEY_TTL } else { NOTICE_TIMEOUT }
+    }
+
+    /// Whether notices and replicas may be late: parts did not reach each other, or a server catches up.
+    fn may_lag(&self, op: &Op) -> bool {
         let delays = |fault: &super::Broken| {
             fault.delays_notices && fault.from <= op.end && op.start <= fault.until + CACHED_KEY_TTL
         };
-        if self.history.faults.iter().any(delays) { CACHED_KEY_TTL } else { NOTICE_TIMEOUT }
+        self.history.faults.iter().any(delays)
     }
 
     fn deliveries(&mut self) {
@@ -334,6 +339,8 @@ impl<'h> Judge<'h> {
                 // A disk that is full, a change that another one overtook, or an action that is decided already.
                 409 => op.asked().is_none_or(|asked| asked.once.is_some()),
                 402 => is_limited,
+                // A replica that lags does not have the approval yet (docs/cluster.md).
+                404 => matches!(op.what, super::What::Change(Change::Approved(_))) && self.may_lag(op),
                 _ => false,
             };
             if !is_known {

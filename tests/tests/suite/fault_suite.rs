@@ -163,10 +163,12 @@ async fn run() {
     let checks = load.counts();
     let (history, keys) = load.end().await;
     eprintln!("{:?}: {} of {} checks decided", began.elapsed(), checks.1, checks.0);
-    let reading = async {
-        deployment.cluster.settle().await;
-        tenants.find(&deployment, &history, &keys).await
-    };
+    // What a client reads may be wrong then, so what follows is compared all the same.
+    if AssertUnwindSafe(deployment.cluster.settle()).catch_unwind().await.is_err() {
+        let differences = deployment.cluster.differences().await.join("; ");
+        seen.crashes.push(format!("the NATS servers do not agree a minute after the last fault: {differences}"));
+    }
+    let reading = tenants.find(&deployment, &history, &keys);
     let found = AssertUnwindSafe(reading).catch_unwind().await;
     eprintln!("{:?}: everything is read back", began.elapsed());
     seen.crashes.extend(deployment.ended());

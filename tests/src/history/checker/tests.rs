@@ -360,6 +360,19 @@ fn a_500_is_found_and_a_503_is_not() {
 }
 
 #[test]
+fn a_vote_on_an_approval_that_a_replica_lacks_is_found_unless_a_server_catches_up() {
+    let missing = || Came::Refused { status: 404, why: "not found".to_owned() };
+    let mut case = Case::sound();
+    case.history.ops.push(op(12, What::Change(Change::Approved("apr".to_owned())), missing()));
+    case.with_fault(false);
+    case.finds(&[Promise::OnlyKnownRefusals]);
+    case.with_fault(true);
+    case.finds(&[]);
+    case.history.ops.push(op(12, What::Change(Change::KeyRevoked("k2".to_owned())), missing()));
+    case.finds(&[Promise::OnlyKnownRefusals]);
+}
+
+#[test]
 fn a_story_has_what_concerns_the_finding_in_order_of_time_and_nothing_else() {
     let mut case = Case::sound();
     case.with_fault(false);
