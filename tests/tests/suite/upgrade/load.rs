@@ -33,7 +33,10 @@ const RUN_LIMIT: usize = 6;
 const EXPLAINED: [(&str, &str); 3] = [
     ("503 no keystore serves", KEYSTORE_AWAY),
     ("503 the keystore does not answer", KEYSTORE_AWAY),
-    ("the connection broke", "it was sent as a gateway ended and closed idle connections, which an old one does at once"),
+    (
+        "the connection broke",
+        "it was sent as a gateway ended and closed idle connections, which an old one does at once",
+    ),
 ];
 const KEYSTORE_AWAY: &str = "its key was not verified in the last minute, and the keystore was being replaced";
 /// Each of which opens two approvals.
