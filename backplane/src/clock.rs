@@ -64,6 +64,15 @@ fn simulated() -> Option<Clocks> {
     None
 }
 
+/// Both clocks at the start of the process that asks.
+fn start_of_process(now: Clocks) -> Clocks {
+    #[cfg(feature = "simulation")]
+    if let Some(start) = crate::sim::start_of_process() {
+        return start;
+    }
+    *START.get_or_init(|| now)
+}
+
 /// Marks the start of the process for [`steady_now`].
 pub fn start() {
     steady_now();
@@ -71,13 +80,8 @@ pub fn start() {
 
 /// The wall time at the process's start plus the boottime since, or the wall clock where that is earlier.
 pub fn steady_now() -> Timestamp {
-    // A simulation's clock starts when it does, and this start is the process's.
-    if let Some(simulated) = simulated() {
-        return simulated.wall;
-    }
     let now = Clocks::now();
-    let start = START.get_or_init(|| now);
-    steady_since(*start, now)
+    steady_since(start_of_process(now), now)
 }
 
 fn steady_since(start: Clocks, now: Clocks) -> Timestamp {
@@ -88,22 +92,27 @@ fn steady_since(start: Clocks, now: Clocks) -> Timestamp {
 /// The time for data that a process keeps and expires itself. It follows the wall clock, except that a jump ahead by
 /// more than an hour is followed only after an hour: a clock that is wrong for a moment expires nothing.
 pub fn settled() -> Timestamp {
-    if let Some(simulated) = simulated() {
-        return simulated.wall;
-    }
     let now = Clocks::now();
+    #[cfg(feature = "simulation")]
+    if let Some(settled) = crate::sim::settled(now) {
+        return settled;
+    }
     let mut settled = SETTLED.lock().unwrap_or_else(PoisonError::into_inner);
-    settled.get_or_insert(Settled { offset: now.offset(), ahead: None }).time(now)
+    settled.get_or_insert_with(|| Settled::new(now)).time(now)
 }
 
-struct Settled {
+pub(crate) struct Settled {
     offset: i64,
     /// Since when (boottime) the wall clock is too far ahead, and with which offset.
     ahead: Option<(Duration, i64)>,
 }
 
 impl Settled {
-    fn time(&mut self, now: Clocks) -> Timestamp {
+    pub(crate) fn new(now: Clocks) -> Self {
+        Self { offset: now.offset(), ahead: None }
+    }
+
+    pub(crate) fn time(&mut self, now: Clocks) -> Timestamp {
         let own = now.offset();
         let far = |from: i64| own.saturating_sub(from) > i64::try_from(MAX_STEP.as_micros()).unwrap_or(i64::MAX);
         if far(self.offset) {
@@ -163,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_settled_time_follows_a_clock_set_ahead_only_after_an_hour() {
-        let mut settled = Settled { offset: at(1_000, 0).offset(), ahead: None };
+        let mut settled = Settled::new(at(1_000, 0));
         let mut time = |wall, boot| settled.time(at(wall, boot)).as_second();
         assert_eq!(time(1_060, 60), 1_060);
         // A minute ahead, and back.

@@ -12,6 +12,8 @@
 
 mod exchange;
 mod explore;
+mod hosts;
+mod links;
 mod log;
 mod node;
 mod numbers;
@@ -19,7 +21,6 @@ mod plan;
 mod store;
 mod world;
 
-use std::cell::RefCell;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,61 +29,16 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::clock::Clocks;
 pub use explore::{Test, Totals, explore, finds_a_violation, story};
+pub(crate) use hosts::{clocks, fraction, settled, start_of_process};
 pub use node::Node;
-use numbers::Numbers;
 pub use plan::{Fault, Faults, Flaw, Plan};
 use world::World;
-
-/// What the clocks of a simulation show at its start.
-const EPOCH_SECONDS: i64 = 1_800_000_000;
-const UPTIME: Duration = Duration::from_secs(100_000);
-
-thread_local! {
-    /// The simulation that runs on this thread, if one does.
-    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
-}
-
-struct Current {
-    started: Instant,
-    /// For delays that the product draws itself.
-    numbers: Numbers,
-}
 
 /// A simulation that runs. Clones share it.
 #[derive(Clone)]
 pub struct Sim {
     world: Arc<Mutex<World>>,
-}
-
-/// Until it is dropped, the clocks and the random delays of this thread are the simulation's.
-struct Installed;
-
-impl Installed {
-    fn new(seed: u64) -> Self {
-        let current = Current { started: Instant::now(), numbers: Numbers::new(seed ^ 0x5eed) };
-        CURRENT.with(|cell| *cell.borrow_mut() = Some(current));
-        Self
-    }
-}
-
-impl Drop for Installed {
-    fn drop(&mut self) {
-        CURRENT.with(|cell| *cell.borrow_mut() = None);
-    }
-}
-
-/// The clocks of the simulation that runs on this thread.
-pub(crate) fn clocks() -> Option<Clocks> {
-    let elapsed = CURRENT.with(|cell| cell.borrow().as_ref().map(|current| current.started.elapsed()))?;
-    let epoch = Timestamp::from_second(EPOCH_SECONDS).ok()?;
-    Some(Clocks { wall: epoch.checked_add(elapsed).ok()?, boot: UPTIME + elapsed })
-}
-
-/// What [`crate::random_fraction`] returns in the simulation that runs on this thread.
-pub(crate) fn fraction() -> Option<f64> {
-    CURRENT.with(|cell| Some(cell.borrow_mut().as_mut()?.numbers.fraction()))
 }
 
 impl Sim {
@@ -146,6 +102,13 @@ impl Sim {
         let mut world = self.lock();
         world.tell("  ", "all faults end");
         world.calm();
+        hosts::set_right();
+    }
+
+    /// The time as it is, whatever the processes' clocks say.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        hosts::true_time()
     }
 
     /// What the simulation checks does not hold: the run fails, with the first of these.

@@ -8,8 +8,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Sim;
+use super::links::Peer;
 use super::node::Blow;
-use super::plan::Fault;
+use super::plan::{Fault, Flaw};
 use super::world::{Rates, World};
 use crate::Cause;
 
@@ -80,10 +81,11 @@ impl World {
 }
 
 impl Sim {
-    /// Has the store do `work`. The deadline is the caller's; the store does not know it.
+    /// Has the store, or another process, do `work`. The deadline is the caller's; who works does not know it.
     pub(super) async fn exchange<T: Send + 'static>(
         &self,
         node: usize,
+        peer: Peer,
         deadline: Instant,
         work: impl FnOnce(&mut World) -> T + Send + 'static,
     ) -> Result<T, Unanswered> {
@@ -97,7 +99,7 @@ impl Sim {
         let sim = self.clone();
         // It ends by itself: nothing in it waits for ever.
         drop(tokio::spawn(async move {
-            let outcome = sim.serve(node, deadline, course, work).await;
+            let outcome = sim.serve(node, peer, deadline, course, work).await;
             sim.lock().under_way -= 1;
             // The caller may have given up or died.
             let _ = answer.send(outcome);
@@ -117,6 +119,7 @@ impl Sim {
     async fn serve<T>(
         &self,
         node: usize,
+        peer: Peer,
         deadline: Instant,
         course: Course,
         work: impl FnOnce(&mut World) -> T,
@@ -146,6 +149,19 @@ impl Sim {
                 return Err(Unanswered::Unknown);
             }
         }
+        if !self.lock().links.arrives(node, peer) {
+            self.tell_of(node, "cannot reach whom it asks");
+            if peer == Peer::Leader && self.lock().plan.flaw == Some(Flaw::AcknowledgesAlone) {
+                let mut world = self.lock();
+                world.is_alone = true;
+                let done = work(&mut world);
+                world.is_alone = false;
+                return Ok(done);
+            }
+            until(failed_at).await;
+            self.lock().links.go_on(node);
+            return Err(Unanswered::Unknown);
+        }
         let strike = || course.blows.into_iter().flatten().for_each(|blow| self.hit(node, blow));
         if course.is_struck_before {
             strike();
@@ -163,6 +179,12 @@ impl Sim {
         if let Some(back_at) = self.away_until(node) {
             self.tell_of(node, "is away when its answer comes");
             until(failed_at.max(back_at)).await;
+            return Err(Unanswered::Unknown);
+        }
+        if !self.lock().links.is_answered(node, peer) {
+            self.tell_of(node, "cannot be reached by its answer");
+            until(failed_at).await;
+            self.lock().links.go_on(node);
             return Err(Unanswered::Unknown);
         }
         self.thawed(node).await;

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
+use super::Sim;
+use super::hosts::Installed;
 use super::plan::{Fault, Plan};
-use super::{Installed, Sim};
 
 /// Runs this one seed only.
 const SEED_VARIABLE: &str = "STAGE0_SIM_SEED";
@@ -102,9 +103,11 @@ where
     let runtime = runtime.expect("a runtime");
     let (tasks, mut sim) = (LocalSet::new(), None);
     let whole = async {
-        let _installed = Installed::new(plan.seed);
+        let _installed = Installed::new(plan.seed, plan.nodes + 1);
         let sim = sim.insert(Sim::new(plan, keeps_story)).clone();
         tasks.spawn_local(sim.clone().strike());
+        tasks.spawn_local(sim.clone().set_clocks());
+        tasks.spawn_local(sim.clone().partition());
         let ended = tasks.run_until(timeout(MAX_DURATION, simulate(sim))).await;
         ended.unwrap_or_else(|_| Err(format!("it has not ended after {} hours", MAX_DURATION.as_secs() / 3_600)))
     };

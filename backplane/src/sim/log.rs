@@ -7,10 +7,12 @@ use futures_util::future::join_all;
 use stage0_contract::AccountId;
 use tokio::time::Instant;
 
+use super::Sim;
 use super::exchange::Unanswered;
+use super::hosts::true_time;
+use super::links::Peer;
 use super::plan::Flaw;
 use super::world::{StoredEntry, World};
-use super::{Sim, clocks};
 use crate::{
     AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, MarkError, NotReady, Position,
     ReadError, Seek, SeekBack,
@@ -34,10 +36,10 @@ impl World {
             return Some(Position(known.position));
         }
         let position = self.next_revision();
-        if self.fails_by(Flaw::Forgets) {
+        if self.fails_by(Flaw::Forgets) || self.is_alone {
             return Some(Position(position));
         }
-        let stored_at = clocks()?.wall;
+        let stored_at = true_time();
         self.entries.push(StoredEntry { account, id, position, stored_at, appended_at: now, kind, lines });
         Some(Position(position))
     }
@@ -82,7 +84,7 @@ impl SimLog {
             world.note(node, format_args!("reads the log of {account} up to {last}"));
             take(entries)
         };
-        self.sim.exchange(node, deadline, work).await.map_err(|why| ReadError(why.cause()))
+        self.sim.exchange(node, Peer::Replica, deadline, work).await.map_err(|why| ReadError(why.cause()))
     }
 
     async fn append_one(&self, batch: Batch, deadline: Instant) -> Result<(), AppendError> {
@@ -94,7 +96,7 @@ impl SimLog {
             world.note(node, format_args!("appends for {of} at {}", position.map_or(0, |position| position.0)));
             position
         };
-        match self.sim.exchange(node, deadline, work).await {
+        match self.sim.exchange(node, Peer::Leader, deadline, work).await {
             Ok(Some(_)) => Ok(()),
             Ok(None) => Err(AppendError::Unknown("there is no clock".into())),
             Err(why @ Unanswered::Refused) => Err(AppendError::NotStored(why.cause())),
@@ -127,7 +129,7 @@ impl DecisionLog for SimLog {
                 let stored = world.append(account, id, EntryKind::Mark, line);
                 stored.ok_or_else(|| MarkError::Failed("there is no clock".into()))
             };
-            self.sim.exchange(node, deadline, work).await.map_err(|why| MarkError::Failed(why.cause()))?
+            self.sim.exchange(node, Peer::Leader, deadline, work).await.map_err(|why| MarkError::Failed(why.cause()))?
         })
     }
 
@@ -193,7 +195,7 @@ impl DecisionLog for SimLog {
                 world.entries.retain(is_kept);
                 (before - world.entries.len()) as u64
             };
-            self.sim.exchange(self.node, deadline, work).await.map_err(|why| ReadError(why.cause()))
+            self.sim.exchange(self.node, Peer::Leader, deadline, work).await.map_err(|why| ReadError(why.cause()))
         })
     }
 
@@ -205,7 +207,7 @@ impl DecisionLog for SimLog {
                 accounts.dedup();
                 accounts
             };
-            self.sim.exchange(self.node, deadline, work).await.map_err(|why| ReadError(why.cause()))
+            self.sim.exchange(self.node, Peer::Replica, deadline, work).await.map_err(|why| ReadError(why.cause()))
         })
     }
 

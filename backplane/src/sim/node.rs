@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::Sim;
+use super::links::Peer;
 use super::log::SimLog;
 use super::plan::Fault;
 use super::store::SimStore;
 use super::world::{Rates, World};
+use super::{Sim, hosts};
 use crate::{DecisionLog, StateStore};
 
 /// One process, or its place: another one starts where it was killed.
@@ -61,7 +62,18 @@ impl Node {
         deadline: Instant,
         arrive: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        self.sim.exchange(self.number, deadline, |_| arrive()).await.ok()
+        self.sim.exchange(self.number, Peer::Outside, deadline, |_| arrive()).await.ok()
+    }
+
+    /// Sends something to another process, and hears that it has arrived. `arrive` is what it does there at that
+    /// moment; it must not use the simulation. None: whether it has arrived is unknown.
+    pub async fn send<T: Send + 'static>(
+        &self,
+        to: &Self,
+        deadline: Instant,
+        arrive: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        self.sim.exchange(self.number, Peer::Process(to.number), deadline, |_| arrive()).await.ok()
     }
 
     /// Lives until `start` has ended by itself: after each death it starts again. What the process had in memory must
@@ -69,11 +81,12 @@ impl Node {
     pub async fn live<F: Future<Output = ()>>(&self, mut start: impl FnMut() -> F) {
         loop {
             let deaths = self.deaths();
-            let mut life = pin!(start());
+            hosts::start(self.number);
+            let mut life = pin!(hosts::polled_as(self.number, &mut start));
             let ended = poll_fn(|context| match self.is_stopped(deaths, context) {
                 Some(Stopped::Dead) => Poll::Ready(false),
                 Some(Stopped::Frozen) => Poll::Pending,
-                None => life.as_mut().poll(context).map(|()| true),
+                None => hosts::polled_as(self.number, || life.as_mut().poll(context)).map(|()| true),
             });
             if ended.await {
                 return;

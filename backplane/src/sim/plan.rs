@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::numbers::Numbers;
 
 /// What may go wrong. A store that is slower or lies more than this is not simulated.
+// New ones go to the end: what a seed draws for those before them stays as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// A request or its answer takes up to twice the pace.
@@ -26,6 +27,10 @@ pub enum Fault {
     Frozen,
     /// A process dies with all that it has in memory, and another one starts in its place.
     Killed,
+    /// Somebody sets a process's wall clock, forwards or back, by seconds or by weeks.
+    ClockSet,
+    /// Some processes and servers of the store cannot send to some others for a while, in one direction or both.
+    Partition,
 }
 
 /// The faults of a run. A seed has some of them off, and some seeds are rougher than others: a fault that is always on
@@ -46,6 +51,10 @@ pub enum Flaw {
     Forgets,
     /// The log stores a batch again that it has.
     StoresTwice,
+    /// A server acknowledges what it could not pass on to a majority, and forgets it.
+    AcknowledgesAlone,
+    /// A process takes its own wall clock for the store's.
+    HostClocks,
 }
 
 /// One run.
@@ -66,7 +75,7 @@ pub struct Plan {
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Slow,
         Self::Refused,
         Self::RequestLost,
@@ -76,6 +85,8 @@ impl Fault {
         Self::Away,
         Self::Frozen,
         Self::Killed,
+        Self::ClockSet,
+        Self::Partition,
     ];
 
     fn bit(self) -> u16 {
@@ -91,6 +102,7 @@ impl Fault {
             Self::Late => 10,
             Self::Lagging | Self::Away | Self::Frozen => 120,
             Self::Killed => 80,
+            Self::ClockSet | Self::Partition => 150,
         }
     }
 
@@ -105,6 +117,8 @@ impl Fault {
             Self::Away => "outages",
             Self::Frozen => "freezes",
             Self::Killed => "deaths",
+            Self::ClockSet => "clocks that are set",
+            Self::Partition => "partitions",
         }
     }
 }

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Sim;
+use super::hosts::true_time;
+use super::links::Peer;
 use super::plan::{Fault, Flaw};
 use super::world::{Version, World};
 use crate::state_store::fault;
@@ -23,11 +25,14 @@ pub(super) struct SimStore {
     node: usize,
     /// The newest revision of each record that this process knows of, where it would notice an older one.
     newest: Option<Mutex<HashMap<String, Revision>>>,
+    clock: Arc<StoreClock>,
 }
 
 impl SimStore {
     pub(super) fn new(sim: Sim, node: usize) -> Self {
-        Self { sim, node, newest: None }
+        let is_broken = sim.lock().plan.flaw == Some(Flaw::HostClocks);
+        let clock = if is_broken { Arc::clone(StoreClock::own()) } else { Arc::new(StoreClock::remote()) };
+        Self { sim, node, newest: None, clock }
     }
 
     pub(super) fn with_keys(self) -> Self {
@@ -44,7 +49,7 @@ impl SimStore {
             world.note(node, format_args!("reads {key}: {revision}{lag}"));
             found
         };
-        self.sim.exchange(node, deadline, work).await.map_err(|why| ReadError(why.cause()))
+        self.sim.exchange(node, Peer::Replica, deadline, work).await.map_err(|why| ReadError(why.cause()))
     }
 
     fn known(&self, key: &str) -> Option<Revision> {
@@ -67,7 +72,8 @@ impl World {
         let pace = self.plan.pace;
         let lag = self.within(node, 3 * pace);
         let now = Instant::now();
-        if is_lagging { now.checked_sub(lag).unwrap_or(now) } else { now }
+        let at = if is_lagging { now.checked_sub(lag).unwrap_or(now) } else { now };
+        self.links.behind_since(node).map_or(at, |since| at.min(since))
     }
 
     pub(super) fn version(&self, key: &str, at: Instant) -> Option<&Version> {
@@ -88,7 +94,7 @@ impl World {
             return Err(PutError::Conflict);
         }
         let revision = Revision(self.next_revision());
-        if self.fails_by(Flaw::Forgets) {
+        if self.fails_by(Flaw::Forgets) || self.is_alone {
             return Ok(revision);
         }
         let late = LATE_EXPIRY.mul_f64(self.numbers.fraction());
@@ -161,7 +167,7 @@ impl StateStore for SimStore {
                 }
                 put
             };
-            let put = self.sim.exchange(node, deadline, work).await;
+            let put = self.sim.exchange(node, Peer::Leader, deadline, work).await;
             let revision = put.map_err(|why| PutError::Failed(why.cause()))??;
             self.note_newest(key, revision);
             Ok(revision)
@@ -183,7 +189,7 @@ impl StateStore for SimStore {
                 world.note(node, format_args!("lists {under}: {} records", page.records.len()));
                 page
             };
-            self.sim.exchange(node, deadline, work).await.map_err(|why| ReadError(why.cause()).into())
+            self.sim.exchange(node, Peer::Replica, deadline, work).await.map_err(|why| ReadError(why.cause()).into())
         })
     }
 
@@ -195,10 +201,15 @@ impl StateStore for SimStore {
     }
 
     fn clock(&self) -> &Arc<StoreClock> {
-        StoreClock::own()
+        &self.clock
     }
 
-    fn read_clock(&self, _: Duration, _: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
-        Box::pin(async { Ok(()) })
+    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
+        Box::pin(async move {
+            let ask =
+                |until| async move { self.sim.exchange(self.node, Peer::Leader, until, |_| true_time()).await.ok() };
+            self.clock.read(max_age, deadline, ask).await;
+            self.clock.check()
+        })
     }
 }

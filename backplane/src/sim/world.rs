@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use stage0_contract::AccountId;
 use tokio::time::Instant;
 
+use super::links::Links;
 use super::numbers::Numbers;
 use super::plan::{Fault, Flaw, Plan};
 use crate::{EntryKind, Revision};
@@ -20,8 +21,11 @@ pub(super) struct World {
     pub(super) numbers: Numbers,
     pub(super) steps_left: u64,
     pub(super) is_calm: bool,
+    /// What is written now is forgotten.
+    pub(super) is_alone: bool,
     /// The last one is the observer.
     pub(super) nodes: Vec<NodeState>,
+    pub(super) links: Links,
     /// Every state of every record, the oldest first.
     pub(super) records: BTreeMap<String, Vec<Version>>,
     pub(super) entries: Vec<StoredEntry>,
@@ -93,7 +97,9 @@ impl World {
             numbers: Numbers::new(plan.seed),
             steps_left: plan.steps,
             is_calm: false,
+            is_alone: false,
             nodes: (0..=plan.nodes).map(node).collect(),
+            links: Links::new(plan.nodes + 1),
             records: BTreeMap::new(),
             entries: Vec::new(),
             revision: 0,
@@ -161,6 +167,7 @@ impl World {
 
     pub(super) fn calm(&mut self) {
         self.is_calm = true;
+        self.heal();
         for node in &mut self.nodes {
             (node.away_until, node.frozen_until) = (None, None);
             node.wakers.drain(..).for_each(Waker::wake);
@@ -214,11 +221,14 @@ impl Story {
     }
 
     fn tell_word(&mut self, word: &str, told: &mut String) {
-        // What stands before it says what it names.
-        let (prefix, name) = word.rsplit_once('_').map_or(("", word), |(prefix, name)| (prefix, name));
-        if name.len() < 16 || !name.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
-            return told.push_str(word);
-        }
+        let is_long = |part: &str| part.len() >= 16 && part.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+        // What stands before the first long part says what it names; what stands behind it is part of the name.
+        let starts = word.match_indices('_').map(|(at, _)| at + 1);
+        let start = [0]
+            .into_iter()
+            .chain(starts)
+            .find(|start| word.get(*start..).and_then(|rest| rest.split('_').next()).is_some_and(is_long));
+        let Some(prefix) = start.and_then(|start| word.get(..start)) else { return told.push_str(word) };
         told.push_str(prefix);
         let next = self.names.len() + 1;
         let number = *self.names.entry(word.to_owned()).or_insert(next);
