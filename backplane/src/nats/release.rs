@@ -10,13 +10,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stage0_contract::{Role, may_run_together};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::Connection;
 use super::state_store::Proven;
-use crate::{PutError, ReadError, Record, Revision, StateStore as _};
+use crate::{PutError, ReadError, Record, Revision, StateStore as _, random_fraction};
 
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+/// For all tries to record a release: with replicas, each conflict is over once they have caught up.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The delay after a conflict, and the random part of it: what was read may have come from a replica that lags, and
+/// will for some milliseconds more.
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(5);
+const CONFLICT_RETRY_SPREAD: Duration = Duration::from_millis(10);
 
 /// A release of ours, as its processes name it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +113,7 @@ enum Known {
 impl Connection {
     /// Whether a process of this release may start as a role; if so, and it is newer than what has run, records that.
     pub async fn admit(&self, role: Role, own: &Release) -> Result<(), ReleaseError> {
+        let until = Instant::now() + RECORD_TIMEOUT;
         loop {
             let expected = match self.known_release(role).await? {
                 Known::Newest(newest, revision) => {
@@ -121,8 +128,13 @@ impl Connection {
             };
             match self.record_release(role, own, expected).await {
                 Ok(_) => return Ok(()),
-                // Another process recorded its own meanwhile.
-                Err(PutError::Conflict) => {}
+                Err(PutError::Conflict) if Instant::now() >= until => {
+                    return Err(ReleaseError::Unread(ReadError("it is written each time that it is read".into())));
+                }
+                // Another process recorded its own meanwhile, or had before.
+                Err(PutError::Conflict) => {
+                    sleep(CONFLICT_RETRY_DELAY + CONFLICT_RETRY_SPREAD.mul_f64(random_fraction())).await;
+                }
                 // A full store must not keep a role from starting, which would say so; its next start tries again.
                 Err(PutError::Failed(error)) => {
                     let error = &error as &dyn std::error::Error;
