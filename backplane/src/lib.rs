@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod embedded;
+mod layers;
 mod liveness;
 mod log;
 mod metrics;
@@ -26,6 +27,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub use layers::{DecisionLogLayer, StateStoreLayer};
 pub use liveness::{ECHO_INTERVAL, Liveness};
 pub use log::{
     AppendError, Batch, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, MarkError, Position, ReadError, Seek,

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use stage0_backplane::nats::{Connection, NatsConfig, SyncMode};
 use stage0_backplane::testing::{NODES, NatsCluster};
 use stage0_backplane::{
-    AppendError, Backplane, Batch, BoxFuture, Chunk, ClockError, DecisionLog, Entry, EntryFilter, EntryKind, ListError,
-    MarkError, NotReady, Position, PutError, ReadError, Record, RecordPage, Revision, Seek, SeekBack, StateStore,
-    StoreClock,
+    AppendError, Backplane, Batch, BoxFuture, Chunk, DecisionLog, DecisionLogLayer, Entry, EntryFilter, EntryKind,
+    ListError, MarkError, Position, PutError, ReadError, Record, RecordPage, Revision, Seek, SeekBack, StateStore,
+    StateStoreLayer,
 };
 use stage0_contract::AccountId;
 use tokio::time::Instant;
@@ -89,7 +89,11 @@ impl Servers {
     }
 }
 
-impl DecisionLog for Settled {
+impl DecisionLogLayer for Settled {
+    fn inner(&self) -> &dyn DecisionLog {
+        &*self.inner.log
+    }
+
     fn append(&self, batches: Vec<Batch>, deadline: Instant) -> BoxFuture<'_, Vec<Result<(), AppendError>>> {
         Box::pin(async move {
             let appended = self.inner.log.append(batches, deadline).await;
@@ -165,17 +169,13 @@ impl DecisionLog for Settled {
             removed
         })
     }
-
-    fn accounts(&self, deadline: Instant) -> BoxFuture<'_, Result<Vec<AccountId>, ReadError>> {
-        self.inner.log.accounts(deadline)
-    }
-
-    fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
-        self.inner.log.ready()
-    }
 }
 
-impl StateStore for Settled {
+impl StateStoreLayer for Settled {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.inner.state_store
+    }
+
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         Box::pin(async move {
             self.servers.settle().await;
@@ -215,21 +215,5 @@ impl StateStore for Settled {
             self.servers.cluster.settle().await;
             self.inner.state_store.list(under, after, most, deadline).await
         })
-    }
-
-    fn was_rolled_back<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, bool> {
-        self.inner.state_store.was_rolled_back(key, deadline)
-    }
-
-    fn clock(&self) -> &Arc<StoreClock> {
-        self.inner.state_store.clock()
-    }
-
-    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
-        self.inner.state_store.read_clock(max_age, deadline)
-    }
-
-    fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
-        self.inner.state_store.ready()
     }
 }

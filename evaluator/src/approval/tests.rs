@@ -18,10 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use stage0_backplane::{
-    Backplane, BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore,
-    StoreClock,
-};
+use stage0_backplane::{Backplane, BoxFuture, PutError, Revision, StateStore, StateStoreLayer};
 use stage0_contract::{
     AccountId, AccountRules, ActionDigest, Actor, ApprovalStatus, ApprovalTerms, CallerTexts, CheckRequest, Delegate,
     Escalation, EvaluateReply, EvaluateRequest, ExternalApproval, Holder, KeyId, LineType, MemberId, OutcomeStatus,
@@ -38,7 +35,7 @@ use super::{Approvals, Hold};
 use crate::config::RunConfig;
 use crate::in_flight::{InFlightCheck, ReceivedCheck};
 
-const AGENT: &str = "agent";
+pub(super) const AGENT: &str = "agent";
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000 + second).unwrap()
@@ -53,15 +50,15 @@ fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-fn account(text: &str) -> AccountId {
+pub(super) fn account(text: &str) -> AccountId {
     AccountId::parse(text).unwrap()
 }
 
-fn member(text: &str) -> MemberId {
+pub(super) fn member(text: &str) -> MemberId {
     MemberId::parse(text).unwrap()
 }
 
-fn key(text: &str) -> KeyId {
+pub(super) fn key(text: &str) -> KeyId {
     KeyId::parse(text).unwrap()
 }
 
@@ -74,7 +71,7 @@ fn digest() -> ActionDigest {
 }
 
 /// Members as `name`, groups, and who made them.
-fn people_of(members: &[(&str, &[&str], &[&str])]) -> People {
+pub(super) fn people_of(members: &[(&str, &[&str], &[&str])]) -> People {
     let person = |text: &&str| match text.strip_prefix("key:") {
         Some(workload) => Person::Workload(key(workload)),
         None => Person::Member(member(text)),
@@ -90,7 +87,7 @@ fn people_of(members: &[(&str, &[&str], &[&str])]) -> People {
     People { members: members.iter().map(record).collect(), text_key: TextKey::new([1; 32]) }
 }
 
-fn agent() -> Holder {
+pub(super) fn agent() -> Holder {
     Holder { owner: Some(member("owner")), ..Holder::of_workload(key(AGENT)) }
 }
 
@@ -109,7 +106,7 @@ fn terms(requirements: &[(&[&str], u32)]) -> ApprovalTerms {
     }
 }
 
-fn actor(name: &str) -> Actor {
+pub(super) fn actor(name: &str) -> Actor {
     Actor {
         key_id: key(&format!("key-{name}")),
         holder: Holder { member: Some(member(name)), ..Holder::of_workload(key(&format!("key-{name}"))) },
@@ -232,9 +229,9 @@ impl NotedStore {
     }
 }
 
-impl StateStore for NotedStore {
-    fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
-        self.store.get(key, deadline)
+impl StateStoreLayer for NotedStore {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.store
     }
 
     fn put<'a>(
@@ -250,23 +247,5 @@ impl StateStore for NotedStore {
             self.ttls.lock().unwrap().insert(key.to_owned(), expires_in);
             Ok(put)
         })
-    }
-
-    fn list<'a>(
-        &'a self,
-        under: &'a str,
-        after: Option<&'a str>,
-        most: usize,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
-        self.store.list(under, after, most, deadline)
-    }
-
-    fn clock(&self) -> &Arc<StoreClock> {
-        self.store.clock()
-    }
-
-    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
-        self.store.read_clock(max_age, deadline)
     }
 }

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stage0_backplane::{
-    BoxFuture, ClockError, ListError, NotReady, PutError, ReadError, Record, RecordPage, Revision, StateStore,
-    StoreClock,
+    BoxFuture, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore, StateStoreLayer,
 };
 use tokio::time::Instant;
 
@@ -17,7 +16,11 @@ use super::state_store_failed;
 
 pub(crate) struct MeteredStateStore(pub(crate) Arc<dyn StateStore>);
 
-impl StateStore for MeteredStateStore {
+impl StateStoreLayer for MeteredStateStore {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.0
+    }
+
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         Box::pin(async move { self.0.get(key, deadline).await.inspect_err(|_| state_store_failed("get")) })
     }
@@ -54,24 +57,13 @@ impl StateStore for MeteredStateStore {
             })
         })
     }
-
-    fn clock(&self) -> &Arc<StoreClock> {
-        self.0.clock()
-    }
-
-    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
-        self.0.read_clock(max_age, deadline)
-    }
-
-    fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
-        self.0.ready()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use metrics_exporter_prometheus::PrometheusBuilder;
+    use stage0_backplane::{ClockError, StoreClock};
 
     /// Conflicts on one key, fails on every other.
     struct Broken;
@@ -118,7 +110,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         metrics::with_local_recorder(&recorder, || {
             runtime.block_on(async {
-                let (state_store, now) = (MeteredStateStore(Arc::new(Broken)), Instant::now());
+                let (metered, now) = (MeteredStateStore(Arc::new(Broken)), Instant::now());
+                let state_store: &dyn StateStore = &metered;
                 assert!(state_store.get("x", now).await.is_err());
                 let put = async |key| state_store.put(key, Bytes::new(), None, None, now).await;
                 assert_eq!(put("taken").await, Err(PutError::Conflict));

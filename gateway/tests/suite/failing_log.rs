@@ -3,12 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use stage0_backplane::{
-    AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, MarkError, NotReady, Position,
-    ReadError, Seek, SeekBack,
-};
-use stage0_contract::AccountId;
+use stage0_backplane::{AppendError, Batch, BoxFuture, DecisionLog, DecisionLogLayer};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
@@ -60,7 +55,11 @@ impl FailingLog {
     }
 }
 
-impl DecisionLog for FailingLog {
+impl DecisionLogLayer for FailingLog {
+    fn inner(&self) -> &dyn DecisionLog {
+        &*self.log
+    }
+
     fn append(&self, batches: Vec<Batch>, deadline: Instant) -> BoxFuture<'_, Vec<Result<(), AppendError>>> {
         let failed = |_: &Batch| Err(AppendError::NotStored("the test says so".into()));
         let unknown = |_: &Batch| Err(AppendError::Unknown("the test says so".into()));
@@ -84,64 +83,5 @@ impl DecisionLog for FailingLog {
                 }
             }
         })
-    }
-
-    fn append_mark<'a>(
-        &'a self,
-        account: &'a AccountId,
-        line: Bytes,
-        after: Option<Position>,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<Position, MarkError>> {
-        self.log.append_mark(account, line, after, deadline)
-    }
-
-    fn read<'a>(
-        &'a self,
-        account: &'a AccountId,
-        filter: EntryFilter,
-        from: Seek,
-        max_bytes: usize,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<Chunk, ReadError>> {
-        self.log.read(account, filter, from, max_bytes, deadline)
-    }
-
-    fn read_back<'a>(
-        &'a self,
-        account: &'a AccountId,
-        kind: EntryKind,
-        from: SeekBack,
-        max_bytes: usize,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<Chunk, ReadError>> {
-        self.log.read_back(account, kind, from, max_bytes, deadline)
-    }
-
-    fn last<'a>(
-        &'a self,
-        account: &'a AccountId,
-        kind: EntryKind,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>> {
-        self.log.last(account, kind, deadline)
-    }
-
-    fn remove_through<'a>(
-        &'a self,
-        account: &'a AccountId,
-        kind: EntryKind,
-        through: Position,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<u64, ReadError>> {
-        self.log.remove_through(account, kind, through, deadline)
-    }
-
-    fn accounts(&self, deadline: Instant) -> BoxFuture<'_, Result<Vec<AccountId>, ReadError>> {
-        self.log.accounts(deadline)
-    }
-
-    fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
-        self.log.ready()
     }
 }

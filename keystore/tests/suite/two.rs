@@ -8,10 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::{
-    Backplane, BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore,
-    StoreClock,
-};
+use stage0_backplane::{Backplane, BoxFuture, PutError, ReadError, Record, Revision, StateStore, StateStoreLayer};
 use stage0_contract::{
     ApiKey, CreateStop, KeyCreated, KeystoreStatus, ListMembers, ListStops, ManageReply, Scope, StopScope, VerifyKey,
     VerifyKeyReply,
@@ -103,7 +100,11 @@ impl Flaky {
     }
 }
 
-impl StateStore for Flaky {
+impl StateStoreLayer for Flaky {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.inner
+    }
+
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         if self.away.load(Ordering::SeqCst) {
             return Box::pin(std::future::ready(Err(ReadError("it is away".into()))));
@@ -126,24 +127,6 @@ impl StateStore for Flaky {
             return Box::pin(std::future::ready(Err(PutError::Failed("it failed once".into()))));
         }
         self.inner.put(key, value, expected, expires_in, deadline)
-    }
-
-    fn list<'a>(
-        &'a self,
-        under: &'a str,
-        after: Option<&'a str>,
-        most: usize,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
-        self.inner.list(under, after, most, deadline)
-    }
-
-    fn clock(&self) -> &Arc<StoreClock> {
-        self.inner.clock()
-    }
-
-    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
-        self.inner.read_clock(max_age, deadline)
     }
 }
 

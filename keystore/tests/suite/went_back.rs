@@ -9,10 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::{
-    Backplane, BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore,
-    StoreClock,
-};
+use stage0_backplane::{Backplane, BoxFuture, PutError, ReadError, Record, Revision, StateStore, StateStoreLayer};
 use stage0_contract::Scope;
 use stage0_keystore::{BuildError, OPERATOR_KEY_FILE, RunError};
 use tokio::time::Instant;
@@ -60,7 +57,11 @@ impl Faulty {
     }
 }
 
-impl StateStore for Faulty {
+impl StateStoreLayer for Faulty {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.inner
+    }
+
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         if self.went_back.load(Ordering::SeqCst) {
             return Box::pin(std::future::ready(Err(ReadError("it was heard before".into()))));
@@ -92,24 +93,6 @@ impl StateStore for Faulty {
 
     fn was_rolled_back<'a>(&'a self, _: &'a str, _: Instant) -> BoxFuture<'a, bool> {
         Box::pin(async { self.went_back.load(Ordering::SeqCst) })
-    }
-
-    fn list<'a>(
-        &'a self,
-        under: &'a str,
-        after: Option<&'a str>,
-        most: usize,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
-        self.inner.list(under, after, most, deadline)
-    }
-
-    fn clock(&self) -> &Arc<StoreClock> {
-        self.inner.clock()
-    }
-
-    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
-        self.inner.read_clock(max_age, deadline)
     }
 }
 

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use stage0_backplane::{
-    BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore, StoreClock,
-};
+use stage0_backplane::{BoxFuture, PutError, Revision, StateStore, StateStoreLayer};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -48,9 +46,9 @@ impl Faulty {
     }
 }
 
-impl StateStore for Faulty {
-    fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
-        self.store.get(key, deadline)
+impl StateStoreLayer for Faulty {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.store
     }
 
     fn put<'a>(
@@ -82,23 +80,5 @@ impl StateStore for Faulty {
                 }
             }
         })
-    }
-
-    fn list<'a>(
-        &'a self,
-        under: &'a str,
-        after: Option<&'a str>,
-        most: usize,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
-        self.store.list(under, after, most, deadline)
-    }
-
-    fn clock(&self) -> &Arc<StoreClock> {
-        self.store.clock()
-    }
-
-    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
-        self.store.read_clock(max_age, deadline)
     }
 }
