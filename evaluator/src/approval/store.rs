@@ -10,7 +10,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stage0_backplane::{ListError, PutError, ReadError, Revision, StateStore, random_fraction};
+use stage0_backplane::{
+    CLOCK_READING_TTL, ClockError, ListError, PutError, ReadError, Revision, StateStore, random_fraction,
+};
 use stage0_contract::{APPROVAL_RECORDS, AccountId, ActionDigest, ApprovalId, ApprovalStatus};
 use tokio::time::Instant;
 
@@ -40,6 +42,8 @@ pub(super) enum StoreError {
     Forged,
     #[error("approvals are changed by too many at once")]
     Contended,
+    #[error("the time of approvals is not known")]
+    Clock(#[source] ClockError),
 }
 
 /// A record and its state in the store.
@@ -93,7 +97,13 @@ impl ApprovalStore {
         Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
     }
 
+    /// INVARIANT: whatever is changed was read before, so its times are the store's. Until its clock has been read,
+    /// `now` is this host's time, which may be weeks off.
     async fn read<T: DeserializeOwned>(&self, key: &str, deadline: Instant) -> Result<Stored<T>, StoreError> {
+        // A host whose own clock differs knows the store's time all the same.
+        if let Err(error @ ClockError::Unknown) = self.state_store.read_clock(CLOCK_READING_TTL, deadline).await {
+            return Err(StoreError::Clock(error));
+        }
         let found = self.state_store.get(key, deadline).await.map_err(StoreError::Read)?;
         let Some(record) = found else { return Ok(Stored { value: None, revision: None }) };
         let value = serde_json::from_slice(&record.value).map_err(|_| StoreError::Forged)?;

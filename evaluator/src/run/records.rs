@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use stage0_backplane::{PutError, Revision};
+use stage0_backplane::{CLOCK_READING_TTL, ClockError, PutError, Revision};
 use tokio::time::Instant;
 
 use super::RunState;
@@ -44,10 +44,21 @@ impl From<TakeError> for RunError {
 impl RunCoordinator {
     /// A run that is to be changed. If another evaluator's journal holds it, it is taken from there.
     pub(super) async fn read(&self, key: &str, deadline: Instant) -> Result<StoredRun, RunError> {
+        self.require_clock(deadline).await?;
         let held = self.journal.hold(key, deadline).await.map_err(|cause| RunError::Read(cause.to_string()))?;
         match held {
             Some((state, hold)) => Ok(StoredRun { state: self.unexpired(state), place: Place::Journal(hold) }),
             None => self.read_own(key, deadline).await,
+        }
+    }
+
+    /// INVARIANT: no run expires, or is kept, by this host's own time, which may be weeks off. Until the store's clock
+    /// has been read, `now` is that.
+    async fn require_clock(&self, deadline: Instant) -> Result<(), RunError> {
+        match self.state_store.read_clock(CLOCK_READING_TTL, deadline).await {
+            Err(error @ ClockError::Unknown) => Err(RunError::Read(error.to_string())),
+            // A host whose own clock differs knows the store's time all the same.
+            Ok(()) | Err(ClockError::Ahead(_) | ClockError::Behind(_)) => Ok(()),
         }
     }
 
@@ -67,6 +78,7 @@ impl RunCoordinator {
 
     /// A run as it is stored, to be shown.
     pub(super) async fn look(&self, key: &str, deadline: Instant) -> Result<Option<RunState>, RunError> {
+        self.require_clock(deadline).await?;
         let mut before = None;
         loop {
             let read = self.state_store.get(key, deadline).await;

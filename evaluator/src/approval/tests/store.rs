@@ -1,6 +1,9 @@
 //! Records in the state store: how long each is kept, and which copy counts.
 
+use stage0_backplane::{ClockError, StoreClock};
+
 use super::*;
+use crate::approval::store::StoreError;
 
 #[tokio::test]
 async fn an_earlier_copy_of_an_ended_approval_is_overwritten_until_another_took_its_place() {
@@ -105,4 +108,42 @@ async fn events_that_are_not_settled_renew_their_record_and_the_index_with_each_
     for key in [&place.key, "approvals.i.acc"] {
         assert!(noted.take_ttl(key) >= DAY, "{key}");
     }
+}
+
+/// A store whose clock cannot be read.
+struct Clockless {
+    store: Arc<dyn StateStore>,
+    clock: Arc<StoreClock>,
+}
+
+impl StateStoreLayer for Clockless {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.store
+    }
+
+    fn clock(&self) -> &Arc<StoreClock> {
+        &self.clock
+    }
+
+    fn read_clock(&self, _: Duration, _: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
+        Box::pin(async { Err(ClockError::Unknown) })
+    }
+}
+
+/// Found by simulation: a grant was good for weeks, by the wrong clock of an evaluator that had just started.
+#[tokio::test]
+async fn nothing_is_changed_by_a_hosts_own_clock_before_the_stores_was_read() {
+    let backplane = Backplane::embedded();
+    let approvals = Approvals::new(&backplane, RunConfig::default());
+    let pending = StoredApproval { expires_at: from_now(1_000), ..approval_of(terms(&[(&["rm"], 1)])) };
+    let place = ApprovalStore::place(&pending.account, &digest());
+    assert!(approvals.store.put(&place, &pending, None, deadline()).await.unwrap());
+    let (store, clock) = (Arc::clone(&backplane.state_store), Arc::new(StoreClock::remote()));
+    let clockless = Backplane { state_store: Arc::new(Clockless { store, clock }), ..backplane.clone() };
+    let started = Approvals::new(&clockless, RunConfig::default());
+    let changed = async |approvals: &Approvals| {
+        approvals.update(&pending.account, &pending.id, deadline(), |approval, _| approval.confirm(Uuid::nil())).await
+    };
+    assert!(matches!(changed(&started).await, Err(StoreError::Clock(ClockError::Unknown))));
+    assert!(changed(&approvals).await.is_ok());
 }

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use stage0_backplane::follow_store_clock;
 use stage0_backplane::sim::{Faults, Flaw, Node, Plan, Sim, Test, explore, finds_a_violation, story};
 use tokio::task::spawn_local;
 use tokio::time::sleep;
@@ -36,6 +37,7 @@ async fn evaluators(sim: Sim, node: Node, history: History) {
             biased;
             is_over = workers => is_over.into_iter().any(|is_over| is_over),
             () = one.tend_journal() => true,
+            () = follow_store_clock(one.state_store()) => true,
         };
         if node.chance(700) {
             one.drain().await;
@@ -54,6 +56,10 @@ async fn work(sim: &Sim, node: &Node, one: &RunCoordinator, history: &History) -
             return true;
         }
         sleep(if node.chance(10) { REST } else { node.moment() / 4 }).await;
+        // What a gateway takes for the store's time is right; while this process knows another one, it decides nothing.
+        if one.state_store().clock().check_peer_time(sim.now()).is_err() {
+            continue;
+        }
         // Most checks of a run come to the same evaluator, so that it is held.
         let home = node.number() as u64;
         let run = if node.chance(800) { home } else { node.below(RUNS) };
