@@ -18,6 +18,8 @@ mod people_tests;
 mod reason;
 mod record;
 mod serve;
+#[cfg(test)]
+mod simulated;
 mod state;
 mod store;
 #[cfg(test)]

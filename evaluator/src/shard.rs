@@ -363,7 +363,7 @@ async fn preload(changes: Option<Subscription<PolicyChanged>>, engines: &Engines
 }
 
 /// Serves requests until `stop`, then those that arrived before it; several may wait for the state store at a time.
-async fn serve_until<R: Request>(
+pub(crate) async fn serve_until<R: Request>(
     mut inbox: RequestStream<R>,
     stop: &CancellationToken,
     answer: impl AsyncFn(&R, Instant) -> R::Reply,
