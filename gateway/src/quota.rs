@@ -518,4 +518,6 @@ impl Drop for Reservation {
 }
 
 #[cfg(test)]
+mod simulated;
+#[cfg(test)]
 mod tests;

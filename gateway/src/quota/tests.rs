@@ -5,7 +5,7 @@ use stage0_contract::{Caps, KeyId, Plan, Scopes};
 
 use super::*;
 
-fn identity(limits: Limits) -> KeyIdentity {
+pub(super) fn identity(limits: Limits) -> KeyIdentity {
     KeyIdentity {
         holder: None,
         key_name: None,
