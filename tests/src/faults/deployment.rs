@@ -146,7 +146,7 @@ impl Deployment {
             (Kind::Kill, Some(party)) => self.start_again(party),
             (Kind::Freeze, Some(party)) => self.process(party).thaw(),
             (Kind::Slow | Kind::Partition, _) => lost = self.network.heal(),
-            // A server that could not write has ended its JetStream, and starts it with the next start.
+            // A server that could not write may have disabled its JetStream until the next start.
             (Kind::DiskFull, Some(Party::Nats(node))) => {
                 self.node_disks[node].empty();
                 self.cluster.kill(node);
