@@ -239,8 +239,8 @@ impl Shipper {
         self.has_gap || self.copy.as_ref().is_none_or(|copy| has_outgrown(&copy.shipped))
     }
 
-    /// Does a part of the work, while the head names the present copy. May be dropped at any moment, and is called
-    /// again.
+    /// Does a part of the work, while the head names the present copy. May be dropped at any moment and is called
+    /// again, until all is done.
     pub(crate) async fn step(&mut self) -> Result<Step, String> {
         if self.next.is_none() && self.needs_copy() {
             self.begin_copy()?;
