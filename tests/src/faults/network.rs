@@ -34,7 +34,9 @@ pub fn isolated(test: &str) -> bool {
     }
     let own = std::env::current_exe().expect("the test has a path");
     let up = "ip link set lo up && exec \"$0\" \"$@\"";
-    let status = Command::new("unshare")
+    // It ends with this process, however that ends.
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare"])
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", up])
         .arg(own)
         .args(["--exact", test, "--nocapture", "--test-threads", "1"])
@@ -46,7 +48,7 @@ pub fn isolated(test: &str) -> bool {
 }
 
 fn needs_iptables() -> Result<(), String> {
-    run("ip", &["-V"]).and_then(|()| run("iptables", &["--version"]))
+    run("ip", &["-V"]).and_then(|()| run("setpriv", &["--version"])).and_then(|()| run("iptables", &["--version"]))
 }
 
 /// The rules of this network namespace.
