@@ -180,25 +180,28 @@ impl Sim {
             let strikes = numbers.below(1_000);
             let (cut, is_long) = (drawn(&mut numbers, processes), numbers.below(8) == 0);
             let (fraction, rest) = (numbers.fraction(), numbers.fraction());
-            let mut world = self.lock();
-            if world.is_calm {
-                return;
-            }
-            let pace = world.plan.pace;
-            wait = pace.mul_f64(4.0 * rest);
-            if world.plan.faults.has(Fault::Partition) && strikes < world.plan.faults.rate(Fault::Partition) {
+            let spell = {
+                let mut world = self.lock();
+                if world.is_calm {
+                    return;
+                }
+                let pace = world.plan.pace;
+                wait = pace.mul_f64(4.0 * rest);
+                if strikes >= world.plan.faults.rate(Fault::Partition) || !world.plan.faults.has(Fault::Partition) {
+                    continue;
+                }
                 let spell = (pace * if is_long { 20 } else { 5 }).mul_f64(fraction);
                 world.count(Fault::Partition.name(), 1);
                 world.tell("  ", format_args!("for {} ms these links are cut: {}", spell.as_millis(), told(&cut)));
                 world.links.set(cut);
-                drop(world);
-                sleep(spell).await;
-                let mut world = self.lock();
-                if !world.is_calm {
-                    world.tell("  ", "all links are whole");
-                }
-                world.heal();
+                spell
+            };
+            sleep(spell).await;
+            let mut world = self.lock();
+            if !world.is_calm {
+                world.tell("  ", "all links are whole");
             }
+            world.heal();
         }
     }
 }

@@ -110,7 +110,8 @@ async fn approvals(sim: Sim, broken: Broken) -> Result<(), String> {
         }
         last.collect_all().await;
         let (log, observer) = (last.read_log().await, &sim.observer());
-        run.book.borrow().judge(observer, &log).await
+        // Nothing is written into it any more.
+        run.book.take().judge(observer, &log).await
     })
     .await?;
     run.over.cancel();

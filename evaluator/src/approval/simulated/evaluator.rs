@@ -1,5 +1,6 @@
 //! An evaluator of the simulation: what a shard serves, on a bus of its own that the simulated network ends at.
 
+use std::future::pending;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +11,7 @@ use stage0_backplane::{Backplane, BoxFuture, Requests, follow_store_clock};
 use stage0_contract::{ManageReply, People, ReadPeople, Request};
 use stage0_policy::{Pack, PackSet};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::super::tests::people_of;
 use super::*;
@@ -86,13 +87,16 @@ impl Run {
         };
         let sending = async {
             from.send(&to.node, deadline, arrive).await;
-            sleep_until(deadline).await;
+            pending::<()>().await;
         };
-        tokio::select! {
-            biased;
-            Ok(Ok(reply)) = timeout_at(deadline, answered) => Some(reply),
-            () = sending => None,
-        }
+        let received = async {
+            tokio::select! {
+                biased;
+                Ok(reply) = answered => Some(reply),
+                () = sending => None,
+            }
+        };
+        timeout_at(deadline, received).await.ok().flatten()
     }
 }
 
