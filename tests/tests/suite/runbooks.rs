@@ -36,6 +36,11 @@ impl Runbook {
         machine.run(&commands)
     }
 
+    /// Leaves out a block that this case does not need.
+    fn leave_out(&mut self) {
+        self.next += 1;
+    }
+
     /// Runs all that is left.
     fn finish(mut self, machine: &Machine) -> String {
         let left = self.blocks.len() - self.next;
@@ -177,26 +182,52 @@ fn the_signing_key_is_rotated_and_both_public_keys_are_listed() {
     machine.run("[ $(grep -c ed25519 signing-keys-before.json) = 1 ]");
 }
 
-#[test]
-fn a_lost_keystore_is_restored_and_no_revoked_key_comes_back() {
+/// After the backup a key is revoked and one is made; then the machine's directory is gone.
+const LOST_KEYSTORE: &str = r#"
+ready; stage0 keys revoke $leaked
+later=$(stage0 keys create --account $account --scope check --name later --out later.key)
+kill -KILL $(cat /run/units/stage0-keystore.pid); rm -r /var/lib/stage0-keystore
+"#;
+
+fn with_lost_keystore() -> (Machine, Runbook) {
     let machine = installed();
-    let make = "stage0 keys create --account $account --scope check";
-    machine.run(&format!(
+    machine.run(
         "account=$(stage0 decisions list --key-file ci.key --json | grep -o 'acc_[a-z0-9]*' | head -n 1)\n\
-         leaked=$({make} --name leaked --out leaked.key)"
-    ));
+         leaked=$(stage0 keys create --account $account --scope check --name leaked --out leaked.key)",
+    );
     Runbook::open("Back up").follow(1, &machine);
-    machine.run(&format!(
-        "ready; stage0 keys revoke $leaked; later=$({make} --name later --out later.key)\n\
-         kill -KILL $(cat /run/units/stage0-keystore.pid); rm -r /var/lib/stage0-keystore"
-    ));
+    machine.run(LOST_KEYSTORE);
     let mut book = Runbook::open("Restore the keystore");
-    has(&book.follow(3, &machine), &["older than what was acknowledged"]);
+    book.follow(2, &machine);
+    (machine, book)
+}
+
+fn is_refused(key: &str, machine: &Machine) {
+    has(&machine.fails(&format!("echo '{{\"goal\": \"read\"}}' | stage0 check --key-file {key} -")), &["401"]);
+}
+
+#[test]
+fn a_lost_keystore_has_everything_again_that_was_changed_since_the_backup() {
+    let (machine, mut book) = with_lost_keystore();
+    has(&book.follow(1, &machine), &["keystore serves"]);
+    // Nothing has to be accepted.
+    book.leave_out();
+    has(&book.finish(&machine), &["\"ready\":true", ALLOWED]);
+    is_refused("leaked.key", &machine);
+    has(&machine.run("cp later.key ci.key; probe"), &[ALLOWED]);
+}
+
+#[test]
+fn a_lost_keystore_is_restored_without_its_secrets_key_and_no_revoked_key_comes_back() {
+    let (machine, mut book) = with_lost_keystore();
+    machine.run("mv /var/lib/stage0-keystore/secrets.key .");
+    has(&book.follow(1, &machine), &["older than what was acknowledged", "not taken over: `secrets.key` is missing"]);
+    machine.run("mv secrets.key /var/lib/stage0-keystore/");
     let said = book.finish(&machine);
     has(&said, &["1 keys were made after the backup", "\"ready\":true", ALLOWED]);
     has(&machine.run("grep \"$leaked\\|$later\" restore.log"), &["revoked"]);
     for key in ["leaked.key", "later.key"] {
-        has(&machine.fails(&format!("echo '{{\"goal\": \"read\"}}' | stage0 check --key-file {key} -")), &["401"]);
+        is_refused(key, &machine);
     }
 }
 
