@@ -228,7 +228,10 @@ impl Lease {
         let is_all_taken = match own.replay {
             None => {
                 let created_at = endpoint.webhook.created_at;
-                let wanted = |at| if at >= created_at { Wanted::Live } else { Wanted::Skip };
+                // Whichever is later: a gateway whose clock was set back says that what it records now is old.
+                let wanted = |at: Timestamp, stored_at: Timestamp| {
+                    if at.max(stored_at) >= created_at { Wanted::Live } else { Wanted::Skip }
+                };
                 let (offset, is_all_taken) = self.add_events(endpoint, &ahead, self.cursor.offset, now, wanted);
                 self.changed |= offset != self.cursor.offset;
                 self.cursor.offset = offset;
@@ -238,7 +241,7 @@ impl Lease {
                 let Some(replay) = self.cursor.replays.front().filter(|replay| replay.id == id).cloned() else {
                     return;
                 };
-                let wanted = |at| if at >= replay.from && at < replay.to { Wanted::Replayed } else { Wanted::Skip };
+                let wanted = |at, _| if at >= replay.from && at < replay.to { Wanted::Replayed } else { Wanted::Skip };
                 let (offset, is_all_taken) = self.add_events(endpoint, &ahead, replay.offset, now, wanted);
                 self.changed = true;
                 let is_past =
@@ -273,7 +276,7 @@ impl Lease {
         ahead: &Ahead,
         mut offset: Option<LogOffset>,
         now: Timestamp,
-        wanted: impl Fn(Timestamp) -> Wanted,
+        wanted: impl Fn(Timestamp, Timestamp) -> Wanted,
     ) -> (Option<LogOffset>, bool) {
         let (horizon, mut room) = (retention_horizon(endpoint, now), self.cursor.room());
         let first = offset.map_or(0, |offset| offset.position);
@@ -289,7 +292,7 @@ impl Lease {
                     tracing::debug!(position, "line is expired or not an event, and is skipped");
                     continue;
                 };
-                let behind_since = match wanted(event.recorded_at) {
+                let behind_since = match wanted(event.recorded_at, entry.stored_at) {
                     Wanted::Live => Some(event.recorded_at),
                     Wanted::Replayed => None,
                     Wanted::Skip => continue,

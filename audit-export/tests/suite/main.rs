@@ -24,4 +24,5 @@ mod lookups;
 mod newer_log;
 mod receiver;
 mod retention;
+mod set_back;
 mod telemetry;

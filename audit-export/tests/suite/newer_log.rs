@@ -21,7 +21,7 @@ use crate::receiver::Receiver;
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const APPROVED: &str = "0190163d-8694-7000-8000-000000000001";
 
-fn account() -> AccountId {
+pub(crate) fn account() -> AccountId {
     AccountId::parse("acc_1").unwrap()
 }
 
@@ -74,14 +74,15 @@ async fn append(bus: &Bus) {
     }
 }
 
-async fn start(bus: &Bus, url: &str, events: Option<Value>) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+/// An exporter, with one endpoint that has these members.
+pub(crate) async fn start(bus: &Bus, url: &str, members: Value) -> (CancellationToken, tokio::task::JoinHandle<()>) {
     let mut endpoint = json!({
         "id": "wh_1", "account": "acc_1", "url": url, "verdicts": null, "environments": null, "description": "",
         "rate_limit": null, "enabled": true, "disabled_reason": null, "created_at": "2026-01-01T00:00:00Z",
         "secrets": ["whsec_BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="], "retention_days": 30,
     });
-    if let Some(events) = events {
-        endpoint["events"] = events;
+    for (name, value) in members.as_object().unwrap() {
+        endpoint[name] = value.clone();
     }
     let list: EndpointsPage = serde_json::from_value(json!({"items": [endpoint], "next_cursor": null})).unwrap();
     let mut endpoints = bus.connect().requests.serve::<ListEndpoints>().await.unwrap();
@@ -115,7 +116,7 @@ async fn start(bus: &Bus, url: &str, events: Option<Value>) -> (CancellationToke
 }
 
 /// The next events that are no marks: type, `webhook-id` and number. Several are sent at once, in any order.
-async fn received(receiver: &mut Receiver, count: usize) -> Vec<(String, String, u64)> {
+pub(crate) async fn received(receiver: &mut Receiver, count: usize) -> Vec<(String, String, u64)> {
     let mut events = Vec::new();
     while events.len() < count {
         let request = receiver.next().await;
@@ -137,10 +138,10 @@ fn event(kind: &str, id: &str, sequence: u64) -> (String, String, u64) {
 #[tokio::test]
 async fn lines_of_unknown_types_take_no_number_and_hold_up_no_event() {
     let (decision, approved) = ("decision.recorded", format!("evt_{APPROVED}"));
-    for (events, wanted) in [
-        (None, vec![event(decision, "dec_d1", 1), event(decision, "dec_d4", 2)]),
+    for (members, wanted) in [
+        (json!({}), vec![event(decision, "dec_d1", 1), event(decision, "dec_d4", 2)]),
         (
-            Some(json!(["decision.recorded", "approval.*"])),
+            json!({"events": ["decision.recorded", "approval.*"]}),
             vec![
                 event(decision, "dec_d1", 1),
                 event("approval.approved", &approved, 2),
@@ -149,11 +150,11 @@ async fn lines_of_unknown_types_take_no_number_and_hold_up_no_event() {
                 event("approval.approved", &approved, 4),
             ],
         ),
-        (Some(json!(["stop.started"])), vec![event("stop.started", &approved, 1)]),
+        (json!({"events": ["stop.started"]}), vec![event("stop.started", &approved, 1)]),
     ] {
         let (bus, mut receiver) = (Bus::new(), Receiver::plain().await);
         append(&bus).await;
-        let (stop, task) = start(&bus, &receiver.url("/in"), events).await;
+        let (stop, task) = start(&bus, &receiver.url("/in"), members).await;
         assert_eq!(received(&mut receiver, wanted.len()).await, wanted);
         stop.cancel();
         task.await.unwrap();
@@ -167,7 +168,7 @@ async fn lines_of_unknown_types_take_no_number_and_hold_up_no_event() {
 async fn a_checkpoint_names_the_last_line_of_a_chain_whatever_its_type() {
     let (bus, receiver) = (Bus::new(), Receiver::plain().await);
     append(&bus).await;
-    let (stop, task) = start(&bus, &receiver.url("/in"), None).await;
+    let (stop, task) = start(&bus, &receiver.url("/in"), json!({})).await;
     bus.connect().notices.publish(&DecisionsRecorded { accounts: vec![account()] }).await.unwrap();
     let log = bus.connect().log;
     let marked = async {
