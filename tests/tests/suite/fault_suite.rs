@@ -25,6 +25,9 @@ use stage0_tests::history::{Broken, Found, check};
 
 const SHORT_FAULTS: usize = Kind::ALL.len();
 const SHORT_CHECKS: usize = 300;
+/// The short form breaks the same each time, so that what another seed would find is not blamed on what changed. The
+/// long form draws one.
+const SHORT_SEED: u64 = 122_210_092;
 /// Leaves time to whatever runs beside it.
 const SHORT_PAUSE: Duration = Duration::from_millis(60);
 /// Answers after which they are taken to go on.
@@ -44,13 +47,14 @@ impl Wanted {
         let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
         let count = |name: &str| number(name).map(|count| usize::try_from(count).unwrap());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let seed = number("STAGE0_SEED").unwrap_or(u64::from(now.subsec_nanos()));
         let (faults, checks) = (count("STAGE0_FAULTS"), count("STAGE0_FAULT_CHECKS"));
+        let is_long = faults.is_some() || checks.is_some();
+        let drawn = if is_long { u64::from(now.subsec_nanos()) } else { SHORT_SEED };
         Self {
-            seed,
+            seed: number("STAGE0_SEED").unwrap_or(drawn),
             faults: faults.unwrap_or(SHORT_FAULTS),
             checks: checks.unwrap_or(SHORT_CHECKS),
-            is_long: faults.is_some() || checks.is_some(),
+            is_long,
         }
     }
 
